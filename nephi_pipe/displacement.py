@@ -19,10 +19,6 @@ SPACINGS_MM = (6, 5, 4, 3.5, 3, 2.5, 2, 1.75, 1.5, 1.25, 1, 0.8, 0.7)
 """Spacings tried for a stored field, coarsest first. Voxels say little of how smooth a field is: a
 coarse image may need the finest lattice, and a finer one than that grows faster than it helps."""
 
-_QUANTUM_MM = 2.0**-10
-"""Stored displacements are whole multiples of this: an error of half a micrometre at most, and
-a file a third smaller, since the digits below are noise that does not compress."""
-
 _MARGIN = 3
 _CHECKED_POINTS = 8000
 _TRIED_POINTS = 1500
@@ -205,8 +201,7 @@ def sample_field(
     truth = at_points(points)
 
     def stored(lattice: Grid) -> tuple[DisplacementField, float]:
-        vectors = np.rint(displacement(lattice) / _QUANTUM_MM) * _QUANTUM_MM
-        field = DisplacementField(vectors, lattice)
+        field = DisplacementField(displacement(lattice), lattice)
         return field, _largest(field.displacement(points) - truth)
 
     if spacing != 'auto':
