@@ -1,12 +1,16 @@
-"""What a run tells while it works: a line when a pair starts and when it ends."""
+"""What a run tells while it works: when a pair starts and ends, and how far it is between."""
 
 from __future__ import annotations
 
+import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..interfaces.register import PROGRESS
 from .dataset import read_json
 from .names import Names
 from .pairs import Pair
@@ -15,17 +19,25 @@ from .workflow import REPORT, SINK, pair_node, person_node
 
 logger = logging.getLogger('nephi_pipe')
 
+TOLD_EVERY_S = 20.0
+"""How often a run says how far its optimisations are."""
+
+OPTIMIZE = 'optimize'
+
 STEPS = {
     'fixed_brain': 'brain of the fixed scan',
     'moving_brain': 'brain of the moving scan',
     'affine_init': 'affine',
-    'optimize': 'deformation',
+    OPTIMIZE: 'deformation',
+    'transforms': 'transform files',
     'evaluate': 'scores',
 }
 
 
 class Progress:
     """Follows the nodes of a run; give it to the plugin as its ``status_callback``.
+
+    While it is used as a context, it also tells how far the optimisations are.
 
     Parameters
     ----------
@@ -47,7 +59,41 @@ class Progress:
         self._failed: set[tuple[str, str]] = set()
         self._begin = time.monotonic()
         self._computed = 0
+        self._running: dict[str, Path] = {}
+        self._told: dict[str, int] = {}
+        self._over = threading.Event()
+        self._teller = threading.Thread(target=self._tell, daemon=True)
         self.done: list[Pair] = []
+
+    def __enter__(self) -> Progress:
+        self._teller.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._teller.join()
+
+    def _tell(self) -> None:
+        while not self._over.wait(TOLD_EVERY_S):
+            for pair, folder in list(self._running.items()):
+                self._tell_steps(pair, folder)
+
+    def _tell_steps(self, pair: str, folder: Path) -> None:
+        """A line for a pair that has gone on since the last one."""
+        try:
+            news = json.loads((folder / PROGRESS).read_text())
+        except FileNotFoundError:
+            return  # its first step is not done
+        if news['step'] != self._told.get(pair):
+            self._told[pair] = news['step']
+            logger.info(
+                '%s: step %d of %d, similarity %.3f, about %s left for the deformation.',
+                pair,
+                news['step'],
+                news['total_steps'],
+                news['similarity'],
+                duration(news['seconds_left']),
+            )
 
     @staticmethod
     def _key(pair: Pair) -> tuple[str, str]:
@@ -62,6 +108,8 @@ class Progress:
                 logger.error('%s: the report could not be written.', parts[1])
             return
         names = self._names[key]
+        if parts[-1] == OPTIMIZE:
+            self._follow(names.pair.name, node, status)
         if status == 'exception':
             self._failed.add(key)
             logger.error('%s: failed.', names.pair.name)
@@ -69,6 +117,14 @@ class Progress:
             self._on_start(key, names, parts[-1])
         elif parts[-1] == SINK and key not in self._failed:
             self._on_stored(key, names)
+
+    def _follow(self, pair: str, node: Any, status: str) -> None:
+        if status == 'start':
+            folder = Path(node.output_dir())
+            (folder / PROGRESS).unlink(missing_ok=True)  # of an earlier run
+            self._running[pair] = folder
+        else:
+            self._running.pop(pair, None)
 
     def _on_start(self, key: tuple[str, str], names: Names, node: str) -> None:
         if key not in self._started:

@@ -193,7 +193,8 @@ def _register(settings: Settings, pairs: Sequence[Pair], state: State, name: str
     )
     problem = None
     try:
-        workflow.run(plugin=plugin)
+        with progress:
+            workflow.run(plugin=plugin)
     except Exception as error:  # Nipype raises what a node raised, in many shapes
         problem = error
     state.check()

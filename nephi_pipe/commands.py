@@ -35,25 +35,26 @@ def register(arguments: argparse.Namespace) -> None:
     make_folder(arguments.output)
 
     from .registration import register
+    from .threads import torch_threads
 
     started = time.monotonic()
-    registration = register(
-        pair['fixed'],
-        pair['moving'],
-        fixed_mask=arguments.fixed_mask,
-        moving_mask=arguments.moving_mask,
-        exclude_mask=arguments.exclude_mask,
-        modality=arguments.modality,
-        weights=arguments.weights,
-        steps=arguments.steps,
-        affine=arguments.affine,
-        initial_transform=arguments.initial_transform,
-        device=arguments.device,
-        threads=arguments.threads,
-        seed=arguments.seed,
-        progress=ProgressLine(),
-    )
-    _write(registration, pair, arguments)
+    with torch_threads(arguments.threads):
+        registration = register(
+            pair['fixed'],
+            pair['moving'],
+            fixed_mask=arguments.fixed_mask,
+            moving_mask=arguments.moving_mask,
+            exclude_mask=arguments.exclude_mask,
+            modality=arguments.modality,
+            weights=arguments.weights,
+            steps=arguments.steps,
+            affine=arguments.affine,
+            initial_transform=arguments.initial_transform,
+            device=arguments.device,
+            seed=arguments.seed,
+            progress=ProgressLine(),
+        )
+        _write(registration, pair, arguments)
     print(f'Done in {time.monotonic() - started:.0f} s; the results are in {arguments.output}')
 
 

@@ -27,6 +27,15 @@ def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points) @ affine[:3, :3].T + affine[:3, 3]
 
 
+def is_invertible(affine: np.ndarray) -> bool:
+    """Whether a 4x4 affine is finite and has an inverse.
+
+    >>> is_invertible(np.eye(4)), is_invertible(np.diag([1.0, 1.0, 0.0, 1.0]))
+    (True, False)
+    """
+    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-6)
+
+
 def flip_ras_lps(affine: np.ndarray) -> np.ndarray:
     """Rewrite a world-to-world 4x4 ``affine`` between RAS+ and LPS+ coordinates.
 

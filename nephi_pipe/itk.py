@@ -278,13 +278,15 @@ def write_composite(
     lps = flip_ras_lps(affine)
     nodes = LPS_FROM_RAS @ grid.affine
     # The last axis fastest, the vector's first: ITK's order, x fastest of the nodes.
-    flat = np.transpose(vectors * _TO_LPS, (2, 1, 0, 3)).astype(np.float32).ravel()
-    flat = np.rint(flat / _STORED_STEP_MM) * _STORED_STEP_MM
+    flat = np.array(np.transpose(vectors, (2, 1, 0, 3)), dtype=np.float32, order='C')
+    flat *= _TO_LPS / _STORED_STEP_MM  # in place: a field on a fine lattice is large
+    np.rint(flat, out=flat)
+    flat *= _STORED_STEP_MM
     fixed = np.concatenate([grid.shape, nodes[:3, 3], grid.spacing, _direction(nodes).ravel()])
     content = [
         ('CompositeTransform_float_3_3', None, None),
         ('AffineTransform_float_3_3', np.r_[lps[:3, :3].ravel(), lps[:3, 3]], np.zeros(3)),
-        ('DisplacementFieldTransform_float_3_3', flat, fixed),
+        ('DisplacementFieldTransform_float_3_3', flat.ravel(), fixed),
     ]
     # Made in memory, so that a full disk is met by one plain write that can say so.
     memory = io.BytesIO()
@@ -297,7 +299,7 @@ def write_composite(
             if parameters is not None:
                 group.create_dataset(
                     'TransformParameters',
-                    data=parameters.astype(np.float32),
+                    data=np.asarray(parameters, dtype=np.float32),
                     compression='gzip',
                     shuffle=True,
                 )

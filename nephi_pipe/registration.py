@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import InputDataError, UsageError
-from .geometry import apply_affine
+from .geometry import apply_affine, is_invertible
 from .images import Image, check_same_grid, load_image, load_mask
 from .presets import Preset, preset
 from .result import Registration, load_registration
+from .threads import torch_threads
 
 if TYPE_CHECKING:
     from .field.model import NePhiModel
@@ -103,27 +104,24 @@ def register(
         )
     _check_device(device)
 
-    import torch
-
     from .presets.preparation import prepare
 
-    if threads:
-        torch.set_num_threads(threads)
-    started = time.monotonic()
-    prepared = [
-        prepare(image, mask, out, chosen)
-        for image, mask, out in zip((fixed, moving), masks, excluded, strict=True)
-    ]
-    matrix = _affine(*prepared, affine, initial_transform, seed)
-    estimated = affine and initial_transform is None
-    seconds = {'affine': time.monotonic() - started} if estimated else {}
-    registration = _fresh(prepared, fixed, moving, matrix, chosen, model, seed, device)
-    if model is not None:
-        model.predict_into(registration.field, prepared, registration.frame, matrix)
-    settings = chosen.optimisation.with_steps(steps)
-    if settings.steps:
-        _optimise(registration, prepared, settings, seed, threads, device, progress)
-    seconds['total'] = time.monotonic() - started
+    with torch_threads(threads) as threads:
+        started = time.monotonic()
+        prepared = [
+            prepare(image, mask, out, chosen)
+            for image, mask, out in zip((fixed, moving), masks, excluded, strict=True)
+        ]
+        matrix = _affine(*prepared, affine, initial_transform, seed)
+        estimated = affine and initial_transform is None
+        seconds = {'affine': time.monotonic() - started} if estimated else {}
+        registration = _fresh(prepared, fixed, moving, matrix, chosen, model, seed, device)
+        if model is not None:
+            model.predict_into(registration.field, prepared, registration.frame, matrix)
+        settings = chosen.optimisation.with_steps(steps)
+        if settings.steps:
+            _optimise(registration, prepared, settings, seed, threads, device, progress)
+        seconds['total'] = time.monotonic() - started
     registration.field.to('cpu')
     registration.provenance = _provenance(
         modality, weights if model else 'none', settings.steps, seed, device, threads, seconds
@@ -211,7 +209,13 @@ def _affine(
     seed: int,
 ) -> np.ndarray:
     if isinstance(initial, np.ndarray):
-        return np.array(initial, dtype=float)
+        matrix = np.array(initial, dtype=float)
+        if matrix.shape != (4, 4) or not is_invertible(matrix):
+            raise UsageError(
+                f'The initial transform is an array of shape {matrix.shape} that is no invertible '
+                'affine; expected a finite 4x4 matrix, fixed mm to moving mm. Check how it is made.'
+            )
+        return matrix
     if initial is not None:
         from .transforms import read_affine
 
@@ -278,7 +282,7 @@ def _optimise(
     prepared: list[Prepared],
     settings,
     seed: int,
-    threads: int | None,
+    threads: int,
     device: str,
     progress: Callable[[Progress], None] | None,
 ) -> None:
@@ -292,7 +296,6 @@ def _optimise(
 
     frame = registration.frame
     builder = pair_builder(*prepared, registration.affine, frame, settings, device)
-    threads = threads or torch.get_num_threads()
 
     def run(chosen, number: int, watch) -> None:
         history = optimise(
@@ -337,7 +340,7 @@ def _provenance(modality, weights, steps, seed, device, threads, seconds) -> dic
         'steps': steps,
         'seed': seed,
         'device': device,
-        'threads': threads or torch.get_num_threads(),
+        'threads': threads,
         'torch': torch.__version__,
         'seconds': seconds,
     }

@@ -16,7 +16,7 @@ import numpy as np
 
 from .displacement import DisplacementField, PointMap, field_grid, sample_field
 from .errors import UsageError
-from .geometry import Grid, apply_affine
+from .geometry import Grid, apply_affine, is_invertible
 from .images import Image
 from .interpolation import resample_array, spline_coefficients
 from .itk import read_steps, unusable, write_composite, write_field_image
@@ -269,7 +269,7 @@ def read_affine(path: str | os.PathLike) -> np.ndarray:
     affine = None if Path(path).suffix == '.safetensors' else read_transform(path).affine
     if affine is None:
         raise unusable(path, 'holds a displacement field', 'an affine', 'Give the affine alone.')
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+    if not is_invertible(affine):
         raise unusable(
             path, 'holds a singular matrix', 'an affine with an inverse', 'Make it again.'
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from bids_data import SHAPE, ball, make_dataset, save
 
+from nephi_pipe.bids_app import progress
 from nephi_pipe.bids_app.cli import main
 from nephi_pipe.bids_app.dataset import read_json
 
@@ -57,7 +58,8 @@ def test_a_mask_that_misses_the_brain(line, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_two_people_to_a_third_and_again(line, tmp_path, capfd):
+def test_two_people_to_a_third_and_again(line, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(progress, 'TOLD_EVERY_S', 0.05)
     image, labels = ball(5)
     data, out = tmp_path / 'ds', tmp_path / 'out'
     save(data / 'sub-03/anat/sub-03_T1w.nii.gz', image)
@@ -77,10 +79,13 @@ def test_two_people_to_a_third_and_again(line, tmp_path, capfd):
         warped = read_json(anat / f'sub-{person}_space-sub02_desc-nephi_T1w.json')
         assert warped['SkullStripped'] is True
     assert (out / 'group_desc-nephi_metrics.tsv').read_text().count('\n') == 3
-    capfd.readouterr()
+    assert 'of 12, similarity 0.' in capfd.readouterr().out
     assert main(line) == 0
     said = capfd.readouterr().out
     assert said.count('finished (kept)') == 2 and 'started' not in said
+    assert main([*line, '--xfm-format', 'nii']) == 0
+    said = capfd.readouterr().out
+    assert said.count('transform files ...') == 2 and 'deformation ...' not in said
     validator = Path(sys.executable).with_name('bids-validator-deno')
     done = subprocess.run([str(validator), str(out), '--json'], capture_output=True, text=True)
     errors = [i for i in json.loads(done.stdout)['issues']['issues'] if i['severity'] == 'error']

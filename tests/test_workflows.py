@@ -88,8 +88,10 @@ def test_few_nodes_run_for_a_pair(affine, report, xfm_format):
     expected = {'fixed_brain', 'moving_brain', 'optimize', 'evaluate'}
     expected |= {'affine_init'} if affine else set()
     expected |= {'report'} if report else set()
+    expected |= {'transforms'} if xfm_format != 'field' else set()
     assert set(nodes) == expected
-    assert nodes['optimize'].inputs.xfm_format == xfm_format
+    if xfm_format != 'field':
+        assert nodes['transforms'].inputs.xfm_format == xfm_format
 
 
 def test_settings_reach_the_nodes():
@@ -107,7 +109,8 @@ def test_settings_reach_the_nodes():
         )
     )
     optimize = nodes['optimize'].inputs
-    assert (optimize.weights, optimize.steps, optimize.xfm_grid) == ('none', 7, '2.5')
+    assert (optimize.weights, optimize.steps) == ('none', 7)
+    assert nodes['transforms'].inputs.xfm_grid == '2.5'
     assert (optimize.seed, optimize.sloppy, optimize.modality) == (11, True, 'brain')
     assert (nodes['fixed_brain'].inputs.method, nodes['fixed_brain'].inputs.whole_head) == (
         'none',
@@ -129,7 +132,7 @@ def test_a_gpu_node_takes_one_slot():
 def test_memory_is_stated_or_follows_from_the_images(files):
     stated = embed(init_register_pair_wf(mem_gb=3.0))
     assert {name: node.mem_gb_runtime for name, node in stated.items()} == pytest.approx(
-        {'affine_init': 1.2, 'optimize': 3.0, 'evaluate': 1.8, 'report': 1.8}
+        {'affine_init': 1.2, 'optimize': 3.0, 'transforms': 3.0, 'evaluate': 1.8, 'report': 1.8}
     )
     nodes = embed(init_register_pair_wf(), **files.some('fixed_image', 'moving_image'))
     shape = files.pair.fixed.grid.shape

@@ -8,7 +8,13 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from .. import __version__
-from ..interfaces import AffineInit, EvaluateRegistration, NePhiOptimize, PairReport
+from ..interfaces import (
+    AffineInit,
+    EvaluateRegistration,
+    NePhiOptimize,
+    PairReport,
+    WriteTransforms,
+)
 from .resources import pair_node
 
 INPUTS = (
@@ -25,11 +31,10 @@ INPUTS = (
 )
 """Fields of every ``inputnode``; all but the two images may stay unset."""
 
+TRANSFORMS = ('forward_transform', 'inverse_transform', 'forward_sidecar', 'inverse_sidecar')
+
 OUTPUTS = (
-    'forward_transform',
-    'inverse_transform',
-    'forward_sidecar',
-    'inverse_sidecar',
+    *TRANSFORMS,
     'field',
     'warped_image',
     'warped_labels',
@@ -149,8 +154,7 @@ def init_register_pair_wf(
             use_gpu=gpu,
             seed=seed,
             sloppy=sloppy,
-            xfm_format=xfm_format,
-            xfm_grid=str(xfm_grid),
+            xfm_format='field',
         ),
         'optimize',
         mem_gb,
@@ -158,6 +162,15 @@ def init_register_pair_wf(
     )
     if steps is not None:
         optimize.inputs.steps = steps
+    # Transforms have a node of their own: another format or grid does not optimise again.
+    write = optimize
+    if xfm_format != 'field':
+        write = pair_node(
+            WriteTransforms(xfm_format=xfm_format, xfm_grid=str(xfm_grid)),
+            'transforms',
+            mem_gb,
+            omp_nthreads,
+        )
     evaluate = pair_node(EvaluateRegistration(), 'evaluate', mem_gb, omp_nthreads)
     images = [(field, field) for field in INPUTS[:5]]
 
@@ -174,16 +187,18 @@ def init_register_pair_wf(
         ]),
         (optimize, evaluate, [('field', 'field')]),
         (optimize, outputnode, [
-            (field, field) for field in OUTPUTS if field in optimize.outputs.copyable_trait_names()
+            (field, field) for field in ('field', 'warped_image', 'jacobian', 'history', 'affine')
         ]),
+        (write, outputnode, [(field, field) for field in TRANSFORMS]),
         (evaluate, outputnode, [
             ('metrics', 'metrics'),
             ('warped_labels', 'warped_labels'),
         ]),
     ])
     # fmt: on
-    if xfm_format != 'field':
-        workflow.connect(optimize, 'forward_transform', evaluate, 'transforms')
+    if write is not optimize:
+        workflow.connect(optimize, 'field', write, 'field')
+        workflow.connect(write, 'forward_transform', evaluate, 'transforms')
     if affine:
         search = AffineInit(modality=modality, seed=seed)
         start = pair_node(search, 'affine_init', mem_gb, omp_nthreads)

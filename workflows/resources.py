@@ -20,7 +20,7 @@ BASE_GB = 1.0
 BYTES_PER_VOXEL = 48
 """Of both images: the image, its mask, its features, and one dense field at a time."""
 
-SHARES = {'affine_init': 0.4, 'optimize': 1.0, 'evaluate': 0.6, 'report': 0.6}
+SHARES = {'affine_init': 0.4, 'optimize': 1.0, 'transforms': 1.0, 'evaluate': 0.6, 'report': 0.6}
 """What each node needs of a pair's memory."""
 
 USUAL_SHAPE = (256, 256, 200)
@@ -50,7 +50,7 @@ def pair_node(
     """A node of a pair that declares its share of ``mem_gb``, or of what its images ask for."""
     share = SHARES[name]
     node = Node(interface, name, n_procs=n_procs, mem_gb=share * (mem_gb or estimate_memory_gb()))
-    if mem_gb is None:
+    if mem_gb is None and 'fixed_image' in interface.inputs.copyable_trait_names():
         per_voxel = share * BYTES_PER_VOXEL
         node.ram_estimator = RamEstimator(
             {'fixed_image': per_voxel, 'moving_image': per_voxel},

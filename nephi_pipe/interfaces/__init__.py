@@ -3,7 +3,7 @@
 from .apply import ApplyTransform
 from .evaluate import EvaluateRegistration, PairReport
 from .images import BrainMask, Conform
-from .register import AffineInit, NePhiInfer, NePhiOptimize
+from .register import AffineInit, NePhiInfer, NePhiOptimize, WriteTransforms
 from .train import NePhiTrain
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     'NePhiOptimize',
     'NePhiTrain',
     'PairReport',
+    'WriteTransforms',
 ]

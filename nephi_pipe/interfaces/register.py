@@ -16,6 +16,11 @@ from nipype.interfaces.base import (
 from .common import given
 
 MODALITIES = ('brain', 'lung', 'other')
+PROGRESS = 'progress.json'
+"""Where a node says how far its optimisation is, in its own folder."""
+
+_REFRESH_S = 5.0
+
 SUFFIXES = {'h5': '.h5', 'nii': '.nii.gz', 'field': '.safetensors'}
 
 
@@ -99,7 +104,20 @@ class AffineInit(SimpleInterface):
         )
 
 
-class NePhiInferInputSpec(PairInputSpec):
+class TransformInputSpec(BaseInterfaceInputSpec):
+    """How transforms are written."""
+
+    xfm_format = traits.Enum(
+        *SUFFIXES,
+        usedefault=True,
+        desc='transforms as ITK composite .h5, displacement .nii.gz, or the field itself',
+    )
+    xfm_grid = traits.Str(
+        'auto', usedefault=True, desc='spacing of stored fields: "auto", "native" or millimetres'
+    )
+
+
+class NePhiInferInputSpec(PairInputSpec, TransformInputSpec):
     initial_transform = File(
         exists=True, desc='affine to start from, fixed to moving; the identity without one'
     )
@@ -111,14 +129,6 @@ class NePhiInferInputSpec(PairInputSpec):
         False, usedefault=True, nohash=True, desc='tells Nipype that the node needs a GPU slot'
     )
     sloppy = traits.Bool(False, usedefault=True, desc='quick and rough, for tests')
-    xfm_format = traits.Enum(
-        *SUFFIXES,
-        usedefault=True,
-        desc='transforms as ITK composite .h5, displacement .nii.gz, or the field itself',
-    )
-    xfm_grid = traits.Str(
-        'auto', usedefault=True, desc='spacing of stored fields: "auto", "native" or millimetres'
-    )
 
 
 class NePhiOptimizeInputSpec(NePhiInferInputSpec):
@@ -127,16 +137,51 @@ class NePhiOptimizeInputSpec(NePhiInferInputSpec):
     )
 
 
-class NePhiOutputSpec(TraitedSpec):
-    field = File(desc='the registration itself (.safetensors), can be evaluated at any point')
+class TransformOutputSpec(TraitedSpec):
+    """Both transforms."""
+
     forward_transform = File(desc='resamples moving onto fixed')
     inverse_transform = File(desc='resamples fixed onto moving')
     forward_sidecar = File(desc='facts about forward_transform, JSON')
     inverse_sidecar = File(desc='facts about inverse_transform, JSON')
+
+
+class NePhiOutputSpec(TransformOutputSpec):
+    field = File(desc='the registration itself (.safetensors), can be evaluated at any point')
     affine = File(desc='the affine part (ITK .txt), maps fixed points to moving points')
     warped_image = File(desc='the moving image on the fixed grid')
     jacobian = File(desc='determinant of the deformation, without its affine, on the fixed grid')
     history = File(desc='progress of the optimisation, JSON')
+
+
+class ProgressFile:
+    """Keeps ``progress.json`` in a folder up to date while an optimisation runs.
+
+    A node runs in a process, or on a machine, of its own: who started it reads the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / PROGRESS
+        self._written = -_REFRESH_S
+
+    def __call__(self, progress: Any) -> None:
+        from ..files import write_json
+
+        if progress.seconds - self._written >= _REFRESH_S:
+            self._written = progress.seconds
+            write_json(self._path, progress.as_dict())
+
+
+def write_transforms(registration: Any, folder: Path, xfm_format: str, xfm_grid: str) -> dict:
+    """Write both transforms and their sidecars; the paths by the names of the outputs."""
+    from ..files import write_json
+
+    files = {}
+    for name, inverse in (('forward', False), ('inverse', True)):
+        path = files[f'{name}_transform'] = folder / f'{name}{SUFFIXES[xfm_format]}'
+        facts = registration.save_transform(path, inverse, xfm_grid)
+        files[f'{name}_sidecar'] = write_json(folder / f'{name}.json', facts)
+    return files
 
 
 class NePhiOptimize(SimpleInterface):
@@ -150,24 +195,27 @@ class NePhiOptimize(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         from ..registration import register
+        from ..threads import torch_threads
 
-        registration = register(
-            self.inputs.fixed_image,
-            self.inputs.moving_image,
-            fixed_mask=given(self.inputs.fixed_mask),
-            moving_mask=given(self.inputs.moving_mask),
-            exclude_mask=given(self.inputs.exclude_mask),
-            modality=self.inputs.modality,
-            weights=self.inputs.weights,
-            steps=self._steps(),
-            affine=False,
-            initial_transform=given(self.inputs.initial_transform),
-            device=self.inputs.device,
-            threads=self.inputs.num_threads,
-            seed=self.inputs.seed,
-            sloppy=self.inputs.sloppy,
-        )
-        self._write(registration, Path(runtime.cwd))
+        folder, inputs = Path(runtime.cwd), self.inputs
+        with torch_threads(inputs.num_threads):
+            registration = register(
+                inputs.fixed_image,
+                inputs.moving_image,
+                fixed_mask=given(inputs.fixed_mask),
+                moving_mask=given(inputs.moving_mask),
+                exclude_mask=given(inputs.exclude_mask),
+                modality=inputs.modality,
+                weights=inputs.weights,
+                steps=self._steps(),
+                affine=False,
+                initial_transform=given(inputs.initial_transform),
+                device=inputs.device,
+                seed=inputs.seed,
+                sloppy=inputs.sloppy,
+                progress=ProgressFile(folder),
+            )
+            self._write(registration, folder)
         return runtime
 
     def _write(self, registration: Any, folder: Path) -> None:
@@ -175,12 +223,8 @@ class NePhiOptimize(SimpleInterface):
         from ..images import load_image, save_image
         from ..itk import write_affine
 
-        suffix = SUFFIXES[self.inputs.xfm_format]
         files = {'field': registration.save_field(folder / 'field.safetensors')}
-        for name, inverse in (('forward', False), ('inverse', True)):
-            path = files[f'{name}_transform'] = folder / f'{name}{suffix}'
-            facts = registration.save_transform(path, inverse, self.inputs.xfm_grid)
-            files[f'{name}_sidecar'] = write_json(folder / f'{name}.json', facts)
+        files |= write_transforms(registration, folder, self.inputs.xfm_format, self.inputs.xfm_grid)
         warped = registration.warp(load_image(self.inputs.moving_image))
         jacobian = registration.jacobian_determinant()
         files |= {
@@ -199,3 +243,30 @@ class NePhiInfer(NePhiOptimize):
 
     def _steps(self) -> int:
         return 0
+
+
+class WriteTransformsInputSpec(TransformInputSpec):
+    field = File(exists=True, mandatory=True, desc='a registration of ours (.safetensors)')
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the computation')
+
+
+class WriteTransforms(SimpleInterface):
+    """Write the transforms of a registration in another format or on another grid.
+
+    Of its own, so that a change of format does not optimise again.
+    """
+
+    input_spec = WriteTransformsInputSpec
+    output_spec = TransformOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from ..registration import load_registration
+        from ..threads import torch_threads
+
+        inputs, folder = self.inputs, Path(runtime.cwd)
+        with torch_threads(inputs.num_threads):
+            files = write_transforms(
+                load_registration(inputs.field), folder, inputs.xfm_format, inputs.xfm_grid
+            )
+        self._results.update({name: str(path) for name, path in files.items()})
+        return runtime

@@ -41,12 +41,17 @@ _WATCHED = 128
 
 _STRETCH = 15
 _STILL = 2e-4
-"""A level ends when its mean similarity improves by less than this from stretch to stretch."""
+"""A level ends when its mean dissimilarity falls by less than this from stretch to stretch."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where an optimisation is; ``seconds_left`` is an estimate."""
+    """Where an optimisation is.
+
+    ``similarity`` is 1 where the images agree (for MIND features: where they are equal) and
+    rises; ``regularity`` is the gradient inverse consistency and falls; ``seconds_left`` is an
+    estimate.
+    """
 
     step: int
     total_steps: int
@@ -123,6 +128,7 @@ def optimise(
     rates = [group['lr'] for group in optimiser.param_groups]
     history: list[Progress] = []
     watched = _Watched(watch)
+    whole = 1 + _GLOBAL_SHARE * (settings.similarity == 'windowed-ncc')
     begin = time.monotonic()
     with _Workers(threads, field.frequencies.device) as workers:
         for number, level, planned in _plan(settings):
@@ -131,8 +137,9 @@ def optimise(
             for step in planned:
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group['lr'] = rate * _schedule(step, settings.steps)
-                similarity, regularity = step_of_level(optimiser, generator, watched)
-                reached.append(similarity)
+                dissimilarity, regularity = step_of_level(optimiser, generator, watched)
+                reached.append(dissimilarity)
+                similarity = 1 - dissimilarity / whole
                 seconds = time.monotonic() - begin
                 left = seconds / (step + 1) * (settings.steps - step - 1)
                 history.append(
@@ -161,7 +168,7 @@ def _plan(settings: OptimisationSettings) -> list[tuple[int, Level, range]]:
 
 
 def _settled(reached: list[float]) -> bool:
-    """Whether a level's similarity has stopped falling: never by the clock.
+    """Whether a level's dissimilarity has stopped falling: never by the clock.
 
     The means of the last two stretches of steps are compared; what jitters between steps by
     chance is averaged out.

@@ -15,7 +15,6 @@ from ..learning.settings import Level, OptimisationSettings
 from ..learning.volume import Volume, locally_normalised, mind_features, smooth
 from . import Preset
 
-_LOCAL_WEIGHT = 0.3
 _MASK_STRIDE = 7
 _BORDER_VOXELS = 4
 
@@ -132,5 +131,5 @@ def feature_channels(
     if settings.similarity == 'local-ncc':
         mask = torch.from_numpy(side.mask).to(device)
         local = locally_normalised(data, mask, settings.window * level.sample_mm / spacing)
-        features.append(_LOCAL_WEIGHT * local)
+        features.append(local)
     return torch.stack([*features, weight])

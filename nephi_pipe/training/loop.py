@@ -100,8 +100,8 @@ class TrainingRun:
                 if progress:
                     done, seconds = number + 1, time.monotonic() - begin
                     left = seconds / (done - first) * (total - done)
-                    losses = found[-1]['similarity'], found[-1]['regularity']
-                    progress(Progress(done, total, epoch + 1, *losses, seconds, left))
+                    reached = 1 - found[-1]['similarity'], found[-1]['regularity']
+                    progress(Progress(done, total, epoch + 1, *reached, seconds, left))
             self.history.append({'epoch': epoch + 1, **_means(found)})
             self.save()
 
