@@ -35,7 +35,7 @@ _CHECKED = 2000
 
 def write_field(path: str | os.PathLike, registration: Registration) -> Path:
     """Write a registration atomically; see :func:`nephi_pipe.load_registration`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     forward = registration.inverse if registration.inverted else registration
     tensors = dict(forward.field.state_dict())
@@ -57,8 +57,10 @@ def write_field(path: str | os.PathLike, registration: Registration) -> Path:
     for side in ('fixed', 'moving'):
         grid = getattr(forward, f'{side}_grid')
         header[f'{side}_grid'] = {'shape': grid.shape, 'affine': grid.affine.tolist()}
+    # Not save_file: the error of a full disk must come from Python to be understood.
+    content = save(tensors, metadata={'nephi': json.dumps(header)})
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={'nephi': json.dumps(header)})
+        temporary.write_bytes(content)
     return Path(path)
 
 

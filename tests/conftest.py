@@ -1,8 +1,25 @@
-"""What every test run needs before anything is imported."""
+"""What every test run needs before anything is imported, and fixtures of several files."""
 
 import os
+import subprocess
+
+import pytest
 
 for name in ('NO_ET', 'NIPYPE_NO_ET'):
     os.environ.setdefault(name, '1')
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'Agg')
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 kB, where this process may mount one."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    command = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f'a small disk cannot be mounted here: {error}')
+    yield folder
+    subprocess.run(['umount', str(folder)], check=True)

@@ -108,20 +108,6 @@ def test_json_takes_arrays_numbers_and_paths(tmp_path):
     assert not (tmp_path / 'y.json').exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 64 kB, where this process may mount one."""
-    folder = tmp_path / 'disk'
-    folder.mkdir()
-    command = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f'a small disk cannot be mounted here: {error}')
-    yield folder
-    subprocess.run(['umount', str(folder)], check=True)
-
-
 WRITERS = {
     'composite': lambda path: write_transform(path / 'x.h5', AFFINE, FIELD),
     'field': lambda path: write_transform(path / 'x.nii.gz', AFFINE, FIELD),

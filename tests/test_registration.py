@@ -14,7 +14,7 @@ from scipy import ndimage
 from small_pair import small_brain
 
 from nephi_pipe import load_registration, register, registration
-from nephi_pipe.errors import InputDataError, NoInputError, UsageError
+from nephi_pipe.errors import InputDataError, NoInputError, StorageError, UsageError
 from nephi_pipe.field.config import FieldConfig
 from nephi_pipe.geometry import Grid, apply_affine
 from nephi_pipe.images import Image, foreground, save_image
@@ -226,6 +226,25 @@ def test_a_field_file_gives_the_registration_back(found, inside, tmp_path):
     np.testing.assert_allclose(
         backwards.warp_points(inside), again.inverse.warp_points(inside), atol=1e-9
     )
+
+
+def test_a_field_file_on_a_full_disk(found, small_disk):
+    with pytest.raises(StorageError, match='the disk is full. Free some space'):
+        found.save_field(small_disk / 'field.safetensors')
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize('matrix', [np.diag([1.0, 1, 0, 1]), np.full((4, 4), np.nan), np.eye(3)])
+def test_an_initial_matrix_without_an_inverse_is_refused(pair, matrix):
+    with pytest.raises(UsageError, match='no invertible affine; expected a finite 4x4 matrix'):
+        quickly(pair.fixed, pair.moving, initial_transform=matrix)
+
+
+def test_the_number_of_threads_is_left_as_it_was(pair):
+    before = torch.get_num_threads()
+    found = quickly(pair.fixed, pair.moving, steps=1, threads=before + 1)
+    assert torch.get_num_threads() == before
+    assert found.provenance['threads'] == before + 1
 
 
 def test_single_precision_is_kept_where_half_would_err(pair, inside, tmp_path):
