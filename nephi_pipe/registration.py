@@ -212,8 +212,9 @@ def _affine(
         matrix = np.array(initial, dtype=float)
         if matrix.shape != (4, 4) or not is_invertible(matrix):
             raise UsageError(
-                f'The initial transform is an array of shape {matrix.shape} that is no invertible '
-                'affine; expected a finite 4x4 matrix, fixed mm to moving mm. Check how it is made.'
+                f'The initial transform is an array of shape {matrix.shape} that is no '
+                'invertible affine; expected a finite 4x4 matrix, fixed mm to moving mm. Check '
+                'how it is made.'
             )
         return matrix
     if initial is not None:

@@ -224,7 +224,8 @@ class NePhiOptimize(SimpleInterface):
         from ..itk import write_affine
 
         files = {'field': registration.save_field(folder / 'field.safetensors')}
-        files |= write_transforms(registration, folder, self.inputs.xfm_format, self.inputs.xfm_grid)
+        formats = self.inputs.xfm_format, self.inputs.xfm_grid
+        files |= write_transforms(registration, folder, *formats)
         warped = registration.warp(load_image(self.inputs.moving_image))
         jacobian = registration.jacobian_determinant()
         files |= {
