@@ -22,6 +22,7 @@ coarse image may need the finest lattice, and a finer one than that grows faster
 _MARGIN = 3
 _CHECKED_POINTS = 8000
 _TRIED_POINTS = 1500
+"""As many of them choose a lattice where values take long to get."""
 
 _PARALLEL_TOLERANCE = 1e-4
 """In cells: how far the axes of two lattices may part and still be called parallel."""
@@ -170,6 +171,7 @@ def sample_field(
     spacing: str | float = 'auto',
     *,
     at_points: PointMap,
+    near_points: PointMap | None = None,
     mask: np.ndarray | None = None,
     seed: int = 0,
 ) -> tuple[DisplacementField, float]:
@@ -187,6 +189,8 @@ def sample_field(
         'auto', 'native' (the grid's own), or a number of mm.
     at_points
         Gives the displacements in mm at points (..., 3) in mm: the truth to compare with.
+    near_points
+        The same, faster and not quite right, points (N, 3): a lattice is chosen with it.
     mask
         Where the error counts, bool of the grid's shape; everywhere without one.
     seed
@@ -207,12 +211,15 @@ def sample_field(
     if spacing != 'auto':
         return stored(field_grid(grid, None if spacing == 'native' else float(spacing)))
     lattices = _lattices(grid)
-    few, few_truth = points[:_TRIED_POINTS], truth[:_TRIED_POINTS]
+    tried = slice(_TRIED_POINTS) if near_points is None else slice(None)
     first = bisect_left(
         lattices,
         True,
         hi=len(lattices) - 1,
-        key=lambda lattice: _cell_error(at_points, lattice, few, few_truth) <= tolerance_mm,
+        key=lambda lattice: (
+            _cell_error(near_points or at_points, lattice, points[tried], truth[tried])
+            <= tolerance_mm
+        ),
     )
     for lattice in lattices[first:]:
         field, error = stored(lattice)

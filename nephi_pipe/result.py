@@ -24,8 +24,8 @@ LATTICE_TOLERANCE_VOXELS = 0.02
 LATTICE_CHECKED = 4000
 """Random mask points at which dense evaluation is compared with the network."""
 
-LATTICE_SPACINGS_MM = (5.0, 4.0, 3.0, 2.5, 1.75, 1.25)
-"""Lattices tried for dense evaluation, coarsest first."""
+LATTICE_SPACINGS_MM = (4.0, 3.0, 2.5, 1.75, 1.25)
+"""Lattices for dense evaluation, coarsest first."""
 
 BASE_SPACING_MM = 1.5
 """Lattice along the frame's axes on which the networks are evaluated for dense maps."""
@@ -316,6 +316,7 @@ class Registration:
             self.fixed_grid,
             spacing=xfm_grid,
             at_points=self.displacement_at,
+            near_points=self._displacement_near,
             mask=mask,
         )
 
@@ -332,12 +333,18 @@ class Registration:
         points = self._lattice_check_points(grid)
         truth = self.displacement_at(points)
         tolerance = LATTICE_TOLERANCE_VOXELS * float(grid.spacing.min())
-        for spacing in LATTICE_SPACINGS_MM:
+        finer = list(LATTICE_SPACINGS_MM)
+        reach = finer[0]
+        while finer:
+            spacing = next((one for one in finer if one <= reach), finer[-1])
             every = np.maximum(np.floor(spacing / grid.spacing), 1)
             lattice = self._build(grid, every)
             error = self._lattice_error(lattice, grid, points, truth)
             if error < tolerance:
                 break
+            # A cubic spline's error falls with the fourth power of the spacing.
+            reach = spacing * (tolerance / error) ** 0.25
+            finer = [one for one in finer if one < spacing]
         else:
             lattice = self._build(grid, np.ones(3), exact=True)
         self._lattices = [*self._lattices[-1:], (grid, lattice)]
@@ -352,6 +359,11 @@ class Registration:
             step = BASE_SPACING_MM / self.frame.scale_mm
             self._frame_lattice = FrameLattice(self.field, step, self.inverted)
         return self._frame_lattice
+
+    def _displacement_near(self, points_mm: np.ndarray) -> np.ndarray:
+        """u at points (N, 3) in mm, from the lattice along the frame's axes: fast, nearly right."""
+        displacement = self._base.read(self._normalised(points_mm)) * self.frame.scale_mm
+        return displacement @ self._from_frame.T
 
     def _determinants(self, lattice: SplineLattice, grid: Grid) -> np.ndarray:
         """det of ``x + u(x)`` at every voxel, 1 outside of the field's box."""
@@ -368,13 +380,10 @@ class Registration:
 
         from .field.lattice import build_lattice
 
+        read = self.displacement_at if exact else self._displacement_near
+
         def evaluate(index: torch.Tensor) -> torch.Tensor:
-            world = grid.to_world(index.numpy())
-            if exact:
-                return torch.from_numpy(self.displacement_at(world)).float()
-            points = self._normalised(world)
-            displacement = self._base.read(points) * self.frame.scale_mm
-            return torch.from_numpy(displacement @ self._from_frame.T).float()
+            return torch.from_numpy(read(grid.to_world(index.numpy()))).float()
 
         lower, upper = self._box(grid)
         return build_lattice(evaluate, lower, upper, every, grid.shape)
