@@ -361,7 +361,7 @@ class Registration:
         return self._frame_lattice
 
     def _displacement_near(self, points_mm: np.ndarray) -> np.ndarray:
-        """u at points (N, 3) in mm, from the lattice along the frame's axes: fast, nearly right."""
+        """u at points (N, 3) in mm, from the lattice along the frame's axes: fast, not exact."""
         displacement = self._base.read(self._normalised(points_mm)) * self.frame.scale_mm
         return displacement @ self._from_frame.T
 

@@ -19,7 +19,7 @@ from nephi_pipe.learning.regularity import (
     fold_barrier,
     gradient_inverse_consistency,
 )
-from nephi_pipe.learning.sampling import Lattice
+from nephi_pipe.learning.sampling import Lattice, Occupancy
 from nephi_pipe.learning.settings import Level, OptimisationSettings
 from nephi_pipe.learning.similarity import (
     gaussian_windows,
@@ -53,7 +53,7 @@ def whole_grid_windows(shape: tuple[int, ...], sigma: float = 1.4) -> dict:
 
 
 def test_identical_images_cost_nothing():
-    values, weight = 10 * noise(500, 2), torch.rand(500, generator=torch.Generator())
+    values, weight = 10 * noise(500, 2), 0.7 + 0.3 * torch.rand(500, generator=torch.Generator())
     assert global_ncc_loss(values, values, weight).item() == pytest.approx(0, abs=1e-5)
     assert mean_difference_loss(values, values, weight).item() == 0
     loss = windowed_ncc_loss(
@@ -76,34 +76,54 @@ def test_global_ncc_is_the_weighted_correlation():
     assert inverted.item() == pytest.approx(2, abs=1e-5)
 
 
-def test_windowed_ncc_is_what_a_loop_over_windows_finds():
+@pytest.mark.parametrize('every', [1, 2])
+def test_windowed_ncc_is_what_a_loop_over_windows_finds(every):
     shape, sigma = (6, 5, 7), 1.1
     generator = torch.Generator().manual_seed(4)
     target, warped = 10 * noise(210, seed=5), 10 * noise(210, seed=6)
     warped = warped + 1.5 * target
-    weight = torch.rand(210, generator=generator)
+    weight = 0.5 + 0.5 * torch.rand(210, generator=generator)
     chosen = torch.randperm(210, generator=generator)[:150].sort().values
+    windows = gaussian_windows(shape, sigma, every)
     loss = windowed_ncc_loss(
         target[chosen],
         warped[chosen],
         weight[chosen],
         chosen=chosen,
         shape=shape,
-        windows=gaussian_windows(shape, sigma),
+        windows=windows,
     )
     index = np.stack(np.unravel_index(chosen.numpy(), shape), axis=1)
     t, w, mass = (values[chosen].double().numpy() for values in (target, warped, weight))
-    squared = []
-    for center in index:
-        offset = index - center
+    squared, counted = [], []
+    for place in np.ndindex(*(len(matrix) for matrix in windows)):
+        offset = index - ((every - 1) / 2 + every * np.array(place))
         near = np.exp(-(offset**2).sum(axis=1) / (2 * sigma**2)) * mass
         near[(np.abs(offset) > 2.5 * sigma).any(axis=1)] = 0
         both = np.cov(t, w, aweights=near)
         local = both[0, 1] / np.sqrt(both[0, 0] * both[1, 1])
         squared.append(local * abs(local))
-    expected = 1 - np.average(squared, weights=mass)
+        factors = [matrix[i] for matrix, i in zip(windows, place, strict=True)]
+        kernel = torch.einsum('i,j,k->ijk', *factors).flatten()[chosen]
+        counted.append(float((kernel * weight[chosen]).sum()))
+    assert all(0.9 < matrix.sum(dim=1).max() <= 1 + 1e-6 for matrix in windows)
+    counted = np.where(np.array(counted) > 0.5, counted, 0)
+    expected = 1 - np.average(squared, weights=counted)
+    assert 0 < (counted > 0).sum() < counted.size
     assert 0.3 < expected < 0.9
     assert loss.item() == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_slope_of_windowed_ncc_is_the_one_of_differences():
+    shape, generator = (6, 8, 6), torch.Generator().manual_seed(14)
+    chosen = torch.randperm(288, generator=generator)[:230].sort().values
+    target, weight = torch.rand(2, 230, generator=generator, dtype=torch.float64)
+    warped = torch.rand(230, generator=generator, dtype=torch.float64).requires_grad_()
+    windows = [matrix.double() for matrix in gaussian_windows(shape, 1.2, 2)]
+    assert torch.autograd.gradcheck(
+        lambda moved: 3 * windowed_ncc_loss(target, moved, 0.5 + weight, chosen, shape, windows),
+        warped,
+    )
 
 
 def test_flat_windows_count_as_no_match_and_give_no_gradient_to_noise():
@@ -314,6 +334,30 @@ def test_draws_differ_and_prefer_no_position():
 
 
 @pytest.mark.parametrize('ratio', [2, 3])
+def test_no_sample_of_a_mask_is_passed_over(ratio):
+    grid = make_grid('RAS', (28, 26, 24), 2.6)
+    center = np.array(FRAME.center_mm)
+    distances = [np.linalg.norm(grid.points() - center - shift, axis=-1) for shift in (0, 6)]
+    volumes = [
+        Volume(torch.from_numpy(distance < 13)[None].float(), grid, FRAME, np.eye(4))
+        for distance in distances
+    ]
+    extent = torch.tensor([0.9, 0.8, 0.75])
+    occupied = Occupancy.of(volumes, extent, 0.21, ratio)
+    generator = torch.Generator().manual_seed(13)
+    for _ in range(10):
+        lattice = Lattice.draw(extent, 0.21, ratio, generator)
+        points = lattice.sample_points()
+        inside = torch.stack([v.sample(points)[:, 0] for v in volumes]).amax(dim=0) > 0.5
+        near = occupied.at(lattice.samples)
+        passed_over = torch.ones(len(points), dtype=torch.bool)
+        passed_over[near] = False
+        assert inside.sum() > 100
+        assert not (inside & passed_over).any()
+        assert len(near) < 0.6 * len(points)
+
+
+@pytest.mark.parametrize('ratio', [2, 3])
 def test_cubic_interpolation_reproduces_quadratics(ratio):
     (lattice,) = draws(3, ratio)
 
@@ -353,13 +397,13 @@ def test_gradient_inverse_consistency_of_linear_maps():
     matrix = torch.tensor([[1.1, 0.2, 0.0], [-0.1, 0.9, 0.3], [0.0, 0.1, 1.2]])
     points = noise(10, 3)
     exact = linear_maps(matrix, torch.linalg.inv(matrix))
-    loss, determinants, gradients = gradient_inverse_consistency(exact, points)
-    assert loss.item() == pytest.approx(0, abs=1e-12)
     volume = torch.linalg.det(matrix).item()
-    torch.testing.assert_close(
-        determinants, torch.tensor([[volume], [1 / volume]]).expand(2, 10), atol=1e-5, rtol=0
-    )
-    torch.testing.assert_close(gradients[0, 3], matrix - torch.eye(3))
+    for inverse, expected in ((False, volume), (True, 1 / volume)):
+        loss, determinants, gradient = gradient_inverse_consistency(exact, points, inverse)
+        assert loss.item() == pytest.approx(0, abs=1e-12)
+        torch.testing.assert_close(determinants, torch.full((10,), expected), atol=1e-5, rtol=0)
+        wanted = (torch.linalg.inv(matrix) if inverse else matrix) - torch.eye(3)
+        torch.testing.assert_close(gradient[3], wanted)
     one_way = linear_maps(matrix, torch.eye(3))
     loss, *_ = gradient_inverse_consistency(one_way, points)
     assert loss.item() == pytest.approx(((matrix - torch.eye(3)) ** 2).mean().item(), rel=1e-4)

@@ -185,9 +185,12 @@ def _bspline_weights(positions: Tensor, nodes: int, derivative: bool) -> Tensor:
 
 
 def separable(values: Tensor, matrices: list[Tensor]) -> Tensor:
-    """Apply one matrix along each axis of ``values`` (S1, ..., Sd, C); result (T1, ..., Td, C)."""
-    for axis, matrix in enumerate(matrices):
-        moved = values.movedim(axis, 0)
-        flat = matrix @ moved.reshape(moved.shape[0], -1)
-        values = flat.view(len(matrix), *moved.shape[1:]).movedim(0, axis)
-    return values
+    """Apply one matrix along each axis of ``values`` (S1, ..., Sd, C); result (T1, ..., Td, C).
+
+    Each product takes the first axis and puts the new one last, so that nothing is copied between
+    them; in memory the result has its channels first.
+    """
+    for matrix in matrices:
+        flat = values.reshape(values.shape[0], -1)
+        values = (flat.T @ matrix.T).view(*values.shape[1:], len(matrix))
+    return values.movedim(0, -1)

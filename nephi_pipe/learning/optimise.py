@@ -18,8 +18,8 @@ from torch import Tensor
 from ..field.deformation import CHUNK, NePhiField
 from ..field.interpolate import separable
 from ..field.siren import fourier_features
-from .regularity import bending_energy, fold_barrier, gradient_inverse_consistency
-from .sampling import Lattice
+from .regularity import bending_energy, point_regularity
+from .sampling import Lattice, Occupancy
 from .settings import Level, OptimisationSettings
 from .similarity import (
     gaussian_windows,
@@ -36,8 +36,11 @@ _GLOBAL_SHARE = 0.3
 BENDING_LENGTH_MM = 10.0
 """Bending energy is counted as the change of du/dx over this length."""
 
-_WATCHED = 128
-"""Points with the lowest determinants that are looked at again at the next step."""
+_WATCHED = 64
+"""Points with the lowest determinants of a direction that are looked at again at the next step."""
+
+_FEATURES = slice(0, -1)
+"""The channels of a volume that are compared; the last one is the weight."""
 
 _STRETCH = 15
 _STILL = 2e-4
@@ -124,6 +127,7 @@ def optimise(
             {'params': list(field.code.parameters()), 'lr': settings.code_rate},
         ],
         betas=(0.9, 0.99),
+        fused=True,
     )
     rates = [group['lr'] for group in optimiser.param_groups]
     history: list[Progress] = []
@@ -187,15 +191,18 @@ def _schedule(step: int, steps: int) -> float:
 
 
 class _Workers:
-    """Runs the tasks of the two directions, side by side where there are threads for it."""
+    """Runs the tasks of the two directions, side by side where there are threads for it.
+
+    What both directions share is done before and after, with all threads.
+    """
 
     def __init__(self, threads: int, device: torch.device) -> None:
         self.parallel = threads > 1 and device.type == 'cpu'
-        self._each = max(threads // 2, 1) if self.parallel else threads
+        self._threads, self._each = threads, max(threads // 2, 1)
 
     def __enter__(self) -> _Workers:
         self._before = torch.get_num_threads()
-        torch.set_num_threads(self._each)
+        torch.set_num_threads(self._threads)
         if self.parallel:
             self._pool = ThreadPoolExecutor(
                 2, initializer=torch.set_num_threads, initargs=(self._each,)
@@ -207,8 +214,9 @@ class _Workers:
             self._pool.shutdown()
         torch.set_num_threads(self._before)
 
-    def map(self, task: Callable[[int], tuple], items: tuple[int, int]) -> list[tuple]:
-        return list(self._pool.map(task, items) if self.parallel else map(task, items))
+    def map(self, task: Callable[[bool], tuple]) -> list[tuple]:
+        """The task of the forward direction (False) and of the inverse one (True)."""
+        return list((self._pool.map if self.parallel else map)(task, (False, True)))
 
 
 class _Watched:
@@ -216,20 +224,20 @@ class _Watched:
 
     def __init__(self, given: Tensor | None) -> None:
         self._given = given
-        self._hardest: Tensor | None = None
+        self._hardest: dict[bool, Tensor] = {}
 
-    def drawn(self, reach: float, generator: torch.Generator) -> list[Tensor]:
+    def drawn(self, inverse: bool, reach: float, generator: torch.Generator) -> list[Tensor]:
         """The points given, the hardest so far, and as many at random within ``reach``."""
         points = [] if self._given is None else [self._given]
-        if self._hardest is not None:
-            shift = torch.randn(self._hardest.shape, generator=generator) * reach
-            points += [self._hardest, self._hardest + shift.to(self._hardest)]
+        if inverse in self._hardest:
+            hardest = self._hardest[inverse]
+            shift = torch.randn(hardest.shape, generator=generator) * reach
+            points += [hardest, hardest + shift.to(hardest)]
         return points
 
-    def keep(self, points: Tensor, determinants: Tensor) -> None:
-        """Remember the points with the lowest determinants (2, N) of either direction."""
-        lowest = determinants.min(dim=0).values.argsort(stable=True)
-        self._hardest = points[lowest[:_WATCHED]]
+    def keep(self, inverse: bool, points: Tensor, determinants: Tensor) -> None:
+        """Remember the points with the lowest determinants (N,) of a direction."""
+        self._hardest[inverse] = points[determinants.argsort(stable=True)[:_WATCHED]]
 
 
 class _Step:
@@ -247,51 +255,53 @@ class _Step:
         self.field, self.pair, self.settings, self.workers = field, pair, settings, workers
         self.step = level.node_mm / scale_mm
         self.ratio = level.ratio
-        self.window = settings.window
-        self.bending_length = BENDING_LENGTH_MM / scale_mm
+        self.bending_scale = BENDING_LENGTH_MM / scale_mm / self.step**2
+        self._occupied = Occupancy.of(
+            (pair.fixed, pair.moving), field.extent.cpu(), self.step, self.ratio
+        )
 
     def __call__(
         self, optimiser: torch.optim.Optimizer, generator: torch.Generator, watched: _Watched
     ) -> tuple[float, float]:
         field, settings = self.field, self.settings
-        sampled = _Sampled(field, self.pair, self.step, self.ratio, generator)
-        points = sampled.random_points(settings.regularity_points, self.step, generator)
-        points = torch.cat([points, *watched.drawn(0.25 * self.step, generator)])
+        sampled = _Sampled(field, self.pair, self.step, self.ratio, self._occupied, generator)
+        points = [
+            torch.cat([
+                sampled.random_points(settings.regularity_points // 2, self.step, generator),
+                *watched.drawn(inverse, 0.25 * self.step, generator),
+            ])
+            for inverse in (False, True)
+        ]  # fmt: skip
         parameters = list(field.parameters())
         read_code = sampled.read_code(field)
 
-        def direction(inverse: int) -> tuple:
+        def direction(inverse: bool) -> tuple:
             local = read_code.detach().requires_grad_()
-            loss, roughness = self._direction(sampled, local, bool(inverse))
-            inputs = [*parameters, local]
-            gradients = torch.autograd.grad(loss + roughness, inputs, allow_unused=True)
-            return float(loss.detach()), gradients[:-1], gradients[-1]
+            dissimilarity, roughness = self._direction(sampled, local, inverse)
+            regularity, consistency, determinants = point_regularity(
+                field, points[inverse], inverse, settings
+            )
+            watched.keep(inverse, points[inverse], determinants.detach())
+            loss = dissimilarity + settings.bending_weight * roughness + regularity
+            gradients = torch.autograd.grad(loss / 2, [*parameters, local], allow_unused=True)
+            return float(dissimilarity.detach()), float(consistency.detach()), gradients
 
-        def regularity(_: int) -> tuple:
-            smooth, determinants, gradients = gradient_inverse_consistency(field, points)
-            watched.keep(points, determinants.detach())
-            loss = settings.regularity_weight * smooth
-            loss = loss + settings.diffusion_weight * gradients.square().mean()
-            loss = loss + settings.barrier_weight * fold_barrier(determinants)
-            loss = loss + settings.prior_weight * field.code.prior()
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            return float(smooth.detach()), gradients
-
-        tasks = [lambda: direction(0), lambda: direction(1), lambda: regularity(0)]
-        results = self.workers.map(lambda index: tasks[index](), (0, 1, 2))
         optimiser.zero_grad(set_to_none=True)
-        read_code.backward((results[0][2] + results[1][2]) / 2)
-        for factor, result in zip((0.5, 0.5, 1.0), results, strict=True):
-            for parameter, gradient in zip(parameters, result[1], strict=True):
+        dissimilarities, consistencies, gradients = zip(*self.workers.map(direction), strict=True)
+        (settings.prior_weight * field.code.prior()).backward()
+        read_code.backward(gradients[0][-1] + gradients[1][-1])
+        for parameter, *both in zip(parameters, *(part[:-1] for part in gradients), strict=True):
+            for gradient in both:
                 if gradient is not None:
-                    previous = 0 if parameter.grad is None else parameter.grad
-                    parameter.grad = previous + factor * gradient
+                    parameter.grad = (
+                        gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                    )
         optimiser.step()
-        return (results[0][0] + results[1][0]) / 2, results[2][0]
+        return sum(dissimilarities) / 2, sum(consistencies) / 2
 
     def _direction(self, sampled: _Sampled, local: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """Similarity and weighted roughness of one direction."""
-        field, settings = self.field, self.settings
+        """Dissimilarity and roughness of one direction."""
+        field = self.field
         network = field.networks[int(inverse)]
         code = field.code.global_code
         parts = [
@@ -299,27 +309,26 @@ class _Step:
             for features, part in zip(sampled.features, local.split(CHUNK), strict=True)
         ]
         at_nodes = sampled.on_lattice(torch.cat(parts))
-        roughness = settings.bending_weight * bending_energy(
-            at_nodes, sampled.used, self.bending_length / self.step**2
-        )
+        roughness = bending_energy(at_nodes, sampled.used, self.bending_scale)
         displacement = sampled.at_samples(at_nodes, inverse)
-        return self._similarity(sampled, displacement, inverse), roughness
+        return self._dissimilarity(sampled, displacement, inverse), roughness
 
-    def _similarity(self, sampled: _Sampled, displacement: Tensor, inverse: bool) -> Tensor:
+    def _dissimilarity(self, sampled: _Sampled, displacement: Tensor, inverse: bool) -> Tensor:
         settings, pair = self.settings, self.pair
         source, kept = (
             (pair.fixed, pair.fixed_kept) if inverse else (pair.moving, pair.moving_kept)
         )
         points, target, chosen = sampled.side(inverse)
-        warped = source.sample(points + displacement)[:, :-1]
-        target, weight = target[:, :-1], target[:, -1]
+        there = points + displacement
+        warped = source.sample(there, _FEATURES)
+        target, weight = target[:, _FEATURES], target[:, -1]
         if kept is not None:
-            weight = weight * kept.sample((points + displacement).detach())[:, 0]
+            weight = weight * kept.sample(there.detach())[:, 0]
         if settings.similarity == 'mind':
             return mean_difference_loss(target, warped, weight)
         if settings.similarity != 'windowed-ncc':
             return global_ncc_loss(target, warped, weight)
-        windows = sampled.windows(self.window)
+        windows = sampled.windows(settings.window)
         shape = sampled.lattice.sample_shape
         local_loss = windowed_ncc_loss(target[:, 0], warped[:, 0], weight, chosen, shape, windows)
         return local_loss + _GLOBAL_SHARE * global_ncc_loss(target, warped, weight)
@@ -329,24 +338,32 @@ class _Sampled:
     """The lattice of one step with everything that both directions share."""
 
     def __init__(
-        self, field: NePhiField, pair: Pair, step: float, ratio: int, generator: torch.Generator
+        self,
+        field: NePhiField,
+        pair: Pair,
+        step: float,
+        ratio: int,
+        occupied: Occupancy,
+        generator: torch.Generator,
     ) -> None:
-        extent, device = field.extent.cpu(), field.frequencies.device
-        self.lattice = Lattice.draw(extent, step, ratio, generator)
-        points = self.lattice.sample_points().to(device)
+        device = field.frequencies.device
+        self.lattice = Lattice.draw(field.extent.cpu(), step, ratio, generator)
+        near = occupied.at(self.lattice.samples)
+        points = self.lattice.sample_points()[near].to(device)
+        near = near.to(device)
         targets = [volume.sample(points) for volume in (pair.fixed, pair.moving)]
         inside = [target[:, -1] > 0.5 for target in targets]
-        self._nodes = self.lattice.nodes_for(inside[0] | inside[1])
-        self._chosen = [mask.nonzero()[:, 0] for mask in inside]
-        self._points = [points[chosen] for chosen in self._chosen]
-        self._targets = [
-            target[chosen] for target, chosen in zip(targets, self._chosen, strict=True)
-        ]
+        everywhere = torch.zeros(math.prod(self.lattice.sample_shape), dtype=torch.bool)
+        self._nodes = self.lattice.nodes_for(
+            everywhere.to(device).index_put((near,), inside[0] | inside[1])
+        )
+        self._chosen = [near[mask] for mask in inside]
+        self._points = [points[mask] for mask in inside]
+        self._targets = [target[mask] for target, mask in zip(targets, inside, strict=True)]
         self._matrices = self.lattice.to_samples(device)
         nodes = self.lattice.node_points().to(device)[self._nodes]
         nodes = torch.maximum(torch.minimum(nodes, field.extent), -field.extent)
         self.features = [fourier_features(p, field.frequencies) for p in nodes.split(CHUNK)]
-        self._windows: dict[float, list[Tensor]] = {}
 
     def read_code(self, field: NePhiField) -> Tensor:
         """Local code at the used nodes, differentiable in the code."""
@@ -357,11 +374,7 @@ class _Sampled:
 
     def side(self, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Points (N, d), target values (N, C) and flat sample indices (N,) of a direction."""
-        return (
-            self._points[inverse],
-            self._targets[inverse],
-            self._chosen[inverse],
-        )
+        return self._points[inverse], self._targets[inverse], self._chosen[inverse]
 
     @property
     def used(self) -> Tensor:
@@ -377,12 +390,13 @@ class _Sampled:
 
     def at_samples(self, at_nodes: Tensor, inverse: bool) -> Tensor:
         """Displacement on the lattice -> at the chosen samples of a direction."""
-        fine = separable(at_nodes, self._matrices)
-        return fine.reshape(-1, at_nodes.shape[-1])[self._chosen[inverse]]
+        fine = separable(at_nodes, self._matrices).movedim(-1, 0)
+        return fine.reshape(len(fine), -1)[:, self._chosen[inverse]].T
 
     def windows(self, sigma: float) -> list[Tensor]:
-        """Smoothing matrices for the sample grid."""
-        return [m.to(self._points[0]) for m in gaussian_windows(self.lattice.sample_shape, sigma)]
+        """Smoothing matrices for the sample grid, a window in each cell of the lattice."""
+        matrices = gaussian_windows(self.lattice.sample_shape, sigma, self.lattice.ratio)
+        return [matrix.to(self._points[0]) for matrix in matrices]
 
     def random_points(self, count: int, step: float, generator: torch.Generator) -> Tensor:
         """Points near random samples inside the union of both masks."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..field.deformation import NePhiField
+from .settings import OptimisationSettings
 
 FOLD_MARGIN = 0.2
 """The barrier begins below this determinant: what is above it at sampled points seldom folds
@@ -13,9 +14,9 @@ between them."""
 
 
 def gradient_inverse_consistency(
-    field: NePhiField, points: Tensor
+    field: NePhiField, points: Tensor, inverse: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean squared entry of ``d(phi_BA(phi_AB(x)) - x)/dx``, and of the other order (GradICON).
+    """Mean squared entry of ``d(phi_BA(phi_AB(x)) - x)/dx`` (GradICON), or of the other order.
 
     The Jacobian of the composition is the product of the two exact Jacobians (NePhi, eq. 6;
     Tian et al., CVPR 2023).
@@ -26,23 +27,38 @@ def gradient_inverse_consistency(
         The pair of maps.
     points
         Normalised points (N, d).
+    inverse
+        Whether ``phi_BA`` comes first.
 
     Returns
     -------
-    The mean over both directions; the determinants of both maps at the points, (2, N); and the
-    gradients of both displacements there, (2, N, d, d).
+    The mean; the determinants of the first map at the points, (N,); and the gradients of its
+    displacement there, (N, d, d).
     """
     identity = torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
-    losses, determinants, gradients = [], [], []
-    for inverse in (False, True):
-        there, there_gradient = field.displacement_and_gradient(points, inverse)
-        _, back_gradient = field.displacement_and_gradient(points + there, not inverse)
-        jacobian = identity + there_gradient
-        product = (identity + back_gradient) @ jacobian
-        losses.append((product - identity).square().mean())
-        determinants.append(torch.linalg.det(jacobian))
-        gradients.append(there_gradient)
-    return torch.stack(losses).mean(), torch.stack(determinants), torch.stack(gradients)
+    there, there_gradient = field.displacement_and_gradient(points, inverse)
+    _, back_gradient = field.displacement_and_gradient(points + there, not inverse)
+    jacobian = identity + there_gradient
+    product = (identity + back_gradient) @ jacobian
+    return (product - identity).square().mean(), torch.linalg.det(jacobian), there_gradient
+
+
+def point_regularity(
+    field: NePhiField, points: Tensor, inverse: bool, settings: OptimisationSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Everything that ``settings`` ask of the exact Jacobians of one direction at points (N, d).
+
+    Returns
+    -------
+    The weighted sum; gradient inverse consistency, unweighted; the determinants (N,).
+    """
+    consistency, determinants, gradient = gradient_inverse_consistency(field, points, inverse)
+    total = (
+        settings.regularity_weight * consistency
+        + settings.diffusion_weight * gradient.square().mean()
+        + settings.barrier_weight * fold_barrier(determinants)
+    )
+    return total, consistency, determinants
 
 
 def fold_barrier(determinants: Tensor, margin: float = FOLD_MARGIN) -> Tensor:

@@ -8,6 +8,7 @@ the network does between the nodes is seen too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..field.interpolate import code_weights, cubic_weights, separable
+from .volume import Volume
 
 _MARGIN = 2
 """Nodes beyond the box on each side: a cubic needs one, the shift another."""
@@ -43,7 +45,11 @@ class Lattice:
     @classmethod
     def draw(cls, extent: Tensor, step: float, ratio: int, generator: torch.Generator) -> Lattice:
         """A lattice over [-extent, extent], shifted at random by up to one step on each axis."""
-        shift = torch.rand(len(extent), generator=generator) * step
+        return cls.around(extent, torch.rand(len(extent), generator=generator) * step, step, ratio)
+
+    @classmethod
+    def around(cls, extent: Tensor, shift: Tensor, step: float, ratio: int) -> Lattice:
+        """A lattice over [-extent, extent], shifted by up to one step on each axis."""
         nodes, samples = [], []
         for half, offset in zip(extent.tolist(), shift.tolist(), strict=True):
             inner = int(2 * half / step) + 2
@@ -95,6 +101,46 @@ class Lattice:
             for nodes, half in zip(self.nodes, extent.tolist(), strict=True)
         ]
         return separable(code, matrices).reshape(-1, code.shape[-1])
+
+
+@dataclass
+class Occupancy:
+    """Cells of a fixed lattice that masks may reach, so that samples elsewhere are left alone.
+
+    Attributes
+    ----------
+    cells
+        Bool of the cells' shape.
+    first
+        Lower corner of the first cell on each axis.
+    step
+        Size of a cell.
+    """
+
+    cells: Tensor
+    first: list[float]
+    step: float
+
+    @classmethod
+    def of(cls, volumes: Sequence[Volume], extent: Tensor, step: float, ratio: int) -> Occupancy:
+        """The cells that hold, or touch one that holds, a sample with a weight above a half."""
+        lattice = Lattice.around(extent, torch.zeros(len(extent)), step, ratio)
+        points = lattice.sample_points()
+        weights = [v.sample(points.to(v.channels), slice(-1, None))[:, 0] for v in volumes]
+        inside = (torch.stack(weights).amax(dim=0) > 0.5).float().cpu()
+        pool = getattr(F, f'max_pool{len(extent)}d')
+        cells = pool(inside.view(1, 1, *lattice.sample_shape), ratio, ratio)
+        cells = pool(cells, 3, 1, 1)[0, 0] > 0
+        first = [float(axis[0]) - 0.5 * step / ratio for axis in lattice.samples]
+        return cls(cells, first, step)
+
+    def at(self, samples: Sequence[Tensor]) -> Tensor:
+        """Flat indices of the samples (coordinates along each axis) that lie in such a cell."""
+        found = self.cells
+        for axis, (coordinates, first) in enumerate(zip(samples, self.first, strict=True)):
+            index = ((coordinates - first) / self.step).floor().long()
+            found = found.index_select(axis, index.clamp(0, self.cells.shape[axis] - 1))
+        return found.flatten().nonzero()[:, 0]
 
 
 def _mesh(axes: list[Tensor]) -> Tensor:

@@ -36,11 +36,12 @@ class Volume:
         self._matrix = self._matrix.to(channels)
         self._offset = self._offset.to(channels)
 
-    def sample(self, points: Tensor) -> Tensor:
+    def sample(self, points: Tensor, channels: slice = slice(None)) -> Tensor:
         """Values (N, C) at normalised points (N, 3); differentiable in the points."""
-        position = (points @ self._matrix.T + self._offset).view(1, 1, 1, -1, 3)
-        values = F.grid_sample(self.channels, position, padding_mode='zeros', align_corners=True)
-        return values.view(self.channels.shape[1], -1).T
+        position = torch.addmm(self._offset, points, self._matrix.T).view(1, 1, 1, -1, 3)
+        read = self.channels[:, channels]
+        values = F.grid_sample(read, position, padding_mode='zeros', align_corners=True)
+        return values.view(read.shape[1], -1).T
 
 
 def _to_grid_sample(

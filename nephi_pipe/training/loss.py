@@ -5,11 +5,10 @@ What needs a lattice of points is left out: windows of the similarity, and bendi
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..field.deformation import NePhiField
-from ..learning.regularity import fold_barrier, gradient_inverse_consistency
+from ..learning.regularity import point_regularity
 from ..learning.settings import OptimisationSettings
 from ..learning.similarity import global_ncc_loss, mean_difference_loss
 from ..learning.volume import Volume
@@ -39,16 +38,13 @@ def pair_losses(
         + _similarity(field, volumes, points, settings.similarity, True)
     ) / 2
     half = settings.regularity_points // 2
-    checked = torch.cat([side[:half] for side in points])
-    regularity, determinants, gradients = gradient_inverse_consistency(field, checked)
-    prior = field.code.prior()
-    total = (
-        similarity
-        + settings.regularity_weight * regularity
-        + settings.diffusion_weight * gradients.square().mean()
-        + settings.barrier_weight * fold_barrier(determinants)
-        + settings.prior_weight * prior
+    there, back = (
+        point_regularity(field, side[:half], inverse, settings)
+        for side, inverse in zip(points, (False, True), strict=True)
     )
+    regularity = (there[1] + back[1]) / 2
+    prior = field.code.prior()
+    total = similarity + (there[0] + back[0]) / 2 + settings.prior_weight * prior
     return {'loss': total, 'similarity': similarity, 'regularity': regularity, 'prior': prior}
 
 
