@@ -31,6 +31,13 @@ mirror=$(apt-get indextargets --format '$(CODENAME) $(COMPONENT) $(REPO_URI)' 2>
     | awk -v suite="$suite" '$1 == suite && $2 == "main" {print $3; exit}')
 [ -n "$mirror" ] || skip "apt knows no mirror of $suite"
 
+# As another user, without any right of root.
+confined() {
+    setpriv --reuid "$uid" --regid "$uid" --clear-groups --no-new-privs --bounding-set=-all \
+        bwrap --unshare-all --die-with-parent --clearenv "$@"
+}
+confined --ro-bind / / true 2> /dev/null || skip 'users may not make namespaces here'
+
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/nephi-container.XXXXXX")
 chmod 755 "$tmp"
 build() {
@@ -111,9 +118,8 @@ chown "$uid:$uid" "$tmp/out"
 
 # The first argument is the command; what follows are its arguments.
 run() {
-    setpriv --reuid "$uid" --regid "$uid" --clear-groups --no-new-privs --bounding-set=-all \
-        bwrap --unshare-all --die-with-parent --clearenv --ro-bind "$tmp/root" / --proc /proc \
-        --dev /dev --tmpfs /tmp --bind "$tmp/out" /mnt "${arguments[@]}" "$@"
+    confined --ro-bind "$tmp/root" / --proc /proc --dev /dev --tmpfs /tmp \
+        --bind "$tmp/out" /mnt "${arguments[@]}" "$@"
 }
 
 lap 'the place it runs in'
