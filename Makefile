@@ -2,7 +2,8 @@
 #
 #   make demo       register the shipped brains, print the Dice table and the report's path
 #   make test       the quick tests          make test-slow  the long ones
-#   make test-all   both                     make lint       style, types, who may import whom
+#   make test-container  the image, built and run (root on Debian)
+#   make test-all   all of them              make lint       style, types, who may import whom
 #   make env        the environment only     make clean      remove what the others made
 #
 # Where the default torch would bring gigabytes of CUDA, hand pip a CPU index or a wheel folder:
@@ -26,11 +27,11 @@ REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 unexport PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env demo test test-slow test-all lint format constraints clean
+.PHONY: help env demo test test-slow test-container test-all container-tools lint format constraints clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,11s/^# \{0,1\}//p' Makefile
+	@sed -n '3,12s/^# \{0,1\}//p' Makefile
 
 env: $(VENV)/.installed
 	@echo "Ready. '. $(BIN)/activate' puts nephi-pipe and nephi on the path."
@@ -42,10 +43,22 @@ test: $(VENV)/.installed-test
 	@$(PYTEST) -m 'not slow'
 
 test-slow: $(VENV)/.installed-test $(ANTS)/.installed
-	@NEPHI_ANTS_PYTHON=$(abspath $(ANTS))/bin/python $(PYTEST) -m slow
+	@NEPHI_ANTS_PYTHON=$(abspath $(ANTS))/bin/python $(PYTEST) -m 'slow and not container'
+
+# What is missing on this machine is told by the tests, which are then skipped.
+test-container: $(VENV)/.installed-test container-tools
+	@$(PYTEST) -n 0 -m container
+
+container-tools:
+	@{ command -v buildah && command -v debootstrap && command -v bwrap; } > /dev/null \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+			&& apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install \
+				--no-install-recommends -y buildah debootstrap bubblewrap > /dev/null; } \
+		|| echo 'buildah, debootstrap and bubblewrap could not be installed with apt.' >&2
 
 test-all: test
 	@$(MAKE) --no-print-directory test-slow
+	@$(MAKE) --no-print-directory test-container
 
 # Import contracts are read from folders, and an editable install has none for the two outer
 # rooms: they are checked on an installed copy.

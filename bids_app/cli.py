@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import NePhiError, UsageError
+from ..errors import NePhiError, NoInputError, UsageError
+from .descriptor import PrintDescriptor
 from .settings import MODALITIES, XFM_FORMATS, Settings, make_settings, parse_memory
 
 EPILOG = """\
@@ -46,6 +47,33 @@ class _NamedPaths(argparse.Action):
         setattr(namespace, self.dest, paths)
 
 
+class _Labels(argparse.Action):
+    """Labels, or files with one on a line, as the BIDS execution specification wants it.
+
+    Labels have letters and digits alone, so a dot or a slash shows a file.
+    """
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option: str | None = None
+    ) -> None:
+        labels = list(getattr(namespace, self.dest, None) or ())
+        for value in values:
+            labels += _lines(Path(value), option) if {'.', '/'} & set(value) else [value]
+        setattr(namespace, self.dest, labels)
+
+
+def _lines(path: Path, option: str | None) -> list[str]:
+    try:
+        lines = path.read_text(encoding='utf-8').split('\n')
+    except (OSError, ValueError) as error:
+        why = getattr(error, 'strerror', '') or 'it is no text'
+        raise NoInputError(
+            f'The file "{path}" that {option} names cannot be read ({why}); expected labels, or a '
+            'text file with one label on a line. Check the path.'
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``nephi-pipe``; options that were not typed leave no trace in its result."""
     parser = _Parser(
@@ -73,12 +101,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_selection(group: Any) -> None:
     group.add_argument('--modality', choices=MODALITIES, help='kind of image (default: brain)')
     group.add_argument(
-        '--participant-label', nargs='+', action='extend', metavar='LABEL',
-        help='people to register, with or without "sub-" (default: all)',
+        '--participant-label', nargs='+', action=_Labels, metavar='LABEL',
+        help='people to register, with or without "sub-", or a file with one on a line '
+        '(default: all)',
     )  # fmt: skip
     group.add_argument(
-        '--session-label', nargs='+', action='extend', metavar='LABEL',
-        help='sessions to register, with or without "ses-" (default: all)',
+        '--session-label', nargs='+', action=_Labels, metavar='LABEL',
+        help='sessions to register, with or without "ses-", or a file with one on a line '
+        '(default: all)',
     )  # fmt: skip
     group.add_argument(
         '--bids-filter-file', type=Path, metavar='FILE',
@@ -173,6 +203,9 @@ def _add_control(group: Any) -> None:
         '--write-graph', action='store_true', help='draw the workflow into OUT/logs'
     )
     group.add_argument('-v', '--verbose', action='count', help='more messages; twice: all of them')
+    group.add_argument(
+        '--bids-exec-spec', action=PrintDescriptor, help='print the Boutiques descriptor and stop'
+    )
     group.add_argument('--version', action='version', version=f'nephi-pipe {__version__}')
 
 

@@ -18,6 +18,9 @@ from ..files import write_text
 from .resources import available_cpus, available_memory_gb
 
 LEVELS = ('participant', 'group')
+LEVEL_NAMES = {'subject': 'participant', 'dataset': 'group'}
+"""What the BIDS execution specification calls them."""
+
 MODALITIES = ('brain',)
 XFM_FORMATS = ('h5', 'nii', 'field')
 MAX_THREADS = 8
@@ -73,7 +76,8 @@ class Settings:
             object.__setattr__(self, name, Path(os.path.abspath(getattr(self, name))))
         for name in ('participant_label', 'session_label'):
             object.__setattr__(self, name, _labels(getattr(self, name)))
-        object.__setattr__(self, 'levels', tuple(self.levels))
+        levels = tuple(LEVEL_NAMES.get(level, level) for level in self.levels)
+        object.__setattr__(self, 'levels', levels)
         if self.omp_nthreads is None:
             object.__setattr__(self, 'omp_nthreads', min(self.nprocs, MAX_THREADS))
         _check(self)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -85,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.WARNING)
         from . import commands
 
-        getattr(commands, arguments.command)(arguments)
+        with _cache_without_home():
+            getattr(commands, arguments.command)(arguments)
     except KeyboardInterrupt:
         print('nephi: stopped', file=sys.stderr)
         return 130
@@ -96,6 +100,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'nephi: error: {explained}', file=sys.stderr)
         return explained.exit_code
     return 0
+
+
+@contextmanager
+def _cache_without_home() -> Iterator[None]:
+    """Where no home can be written to, matplotlib's caches go to a folder that does not stay."""
+    if 'MPLCONFIGDIR' in os.environ or os.access(os.path.expanduser('~'), os.W_OK):
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix='nephi-') as folder:
+        os.environ['MPLCONFIGDIR'] = folder
+        try:
+            yield
+        finally:
+            del os.environ['MPLCONFIGDIR']
 
 
 def _explain(error: Exception) -> NePhiError:

@@ -19,7 +19,7 @@ from nephi_pipe.bids_app.settings import (
     read_settings,
     write_settings,
 )
-from nephi_pipe.errors import InputDataError, UnknownLevelError, UsageError
+from nephi_pipe.errors import InputDataError, NoInputError, UnknownLevelError, UsageError
 
 BASE = ['ds', 'out', 'participant']
 
@@ -74,7 +74,6 @@ def test_defaults(tmp_path, monkeypatch):
         ([*BASE, '--xfm-grid', 'fine'], 64, 'expected auto, native or a spacing in mm'),
         ([*BASE, '--device', 'tpu'], 64, 'expected auto, cpu, cuda or cuda:N'),
         ([*BASE, '--weights', 'none', '--steps', '0'], 64, 'the affine alone'),
-        (['ds', 'out', 'subject'], 17, 'There is no analysis level "subject"'),
         (['ds', 'out', 'participant', 'session'], 17, 'There is no analysis level "session"'),
         ([*BASE, '--config-file', 'missing.toml'], 66, '"missing.toml" cannot be opened'),
         (['ds', 'ds', 'participant'], 64, 'is the input data set itself'),
@@ -159,6 +158,22 @@ def test_bad_configuration_files(tmp_path, text, error, words):
     path.write_text(text)
     with pytest.raises(error, match=words):
         read_settings(path)
+
+
+def test_labels_from_a_file(tmp_path):
+    people = tmp_path / 'people.txt'
+    people.write_text('sub-01\n\n 02 \n')
+    settings = parse_settings(
+        [*BASE, '--participant-label', '07', str(people), '--session-label', 'a']
+    )
+    assert settings.participant_label == ('07', '01', '02')
+    assert settings.session_label == ('a',)
+    with pytest.raises(NoInputError, match=r'"x\.txt" that --participant-label names'):
+        parse_settings([*BASE, '--participant-label', 'x.txt'])
+
+
+def test_levels_by_the_names_of_the_execution_specification():
+    assert parse_settings(['ds', 'out', 'subject', 'dataset']).levels == ('participant', 'group')
 
 
 def test_no_setting_is_lost_in_the_help():
