@@ -135,8 +135,8 @@ def _start(command: list[str], folder: Path, conf: Path) -> subprocess.Popen:
     with open(folder / f'{command[0]}.out', 'wb') as out:
         daemon = subprocess.Popen(
             # A test run that is killed takes them along.
-            ['setpriv', '--pdeathsig', 'TERM', *command], env=environ, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            ['setpriv', '--pdeathsig', 'TERM', *command], env=environ,
+            stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
     if command[0] == 'munged':
         _wait(lambda: (folder / 'munge.socket').exists(), [daemon], folder)

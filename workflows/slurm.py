@@ -60,8 +60,12 @@ HOPELESS = {
 }  # fmt: skip
 """Reasons for which a job would wait for ever."""
 
+TELL = 'echo "The node ended with status $?."'
+"""Last line of the log of a job whose process died; a shell tells a signal by 128 and more."""
+
+_KILLED = re.compile(r'^The node ended with status 137\.$', re.MULTILINE)
 _LIMIT = re.compile('MaxSubmitJob|MaxJobCount', re.IGNORECASE)
-_AGAIN = 'then run the same command again with the same work folder: finished nodes are kept.'
+_AGAIN = 'run the same command again with the same work folder: finished nodes are kept.'
 
 
 @dataclass
@@ -165,7 +169,7 @@ class SafeSLURM(SafePool, DistributedPluginBase):
                 return None
             self._failed[self._taskid] = failure(
                 f'SLURM did not accept the job of "{node.fullname}": {" ".join(said.split())}; '
-                f'change the options of sbatch (sbatch_args in --use-plugin), {_AGAIN}'
+                f'change the options of sbatch (sbatch_args), then {_AGAIN}'
             )
         except Exception:
             self._failed[self._taskid] = failure(format_exc())
@@ -185,7 +189,8 @@ class SafeSLURM(SafePool, DistributedPluginBase):
             command += [str(files.task), str(files.answer)]
             own = node.plugin_args or {}
             template = own.get('template', self._template).rstrip('\n')
-            files.script.write_text(f'{template}\nexec {shlex.join(command)}\n', encoding='utf-8')
+            script = f'{template}\n{shlex.join(command)} || {{ {TELL}; exit 1; }}\n'
+            files.script.write_text(script, encoding='utf-8')
             jobid = self._sbatch([*self._options(node, own, files), str(files.script)])
             files.marker.write_text(jobid)
         except BaseException:
@@ -300,11 +305,16 @@ def _queue(jobids: list[str]) -> dict[str, tuple[str, str]]:
 
 def _cause_of_death(job: _Job) -> str:
     """What the crash file says about a job that left no answer."""
+    said = ''
+    with suppress(OSError):
+        said = job.files.log.read_text(encoding='utf-8', errors='replace')[-4000:]
+    memory = (
+        f'its node was expected to need {job.mem_gb:.1f} GB; ask for more, --mem in sbatch_args'
+    )
     how = {
         'CANCELLED': 'was cancelled (scancel, or an administrator)',
-        'TIMEOUT': 'reached its time limit; ask for more (--time in sbatch_args)',
-        'OUT_OF_MEMORY': 'was killed because memory ran out (its node was expected to need '
-        f'{job.mem_gb:.1f} GB); ask for more (--mem in sbatch_args)',
+        'TIMEOUT': 'reached its time limit (ask for more, --time in sbatch_args)',
+        'OUT_OF_MEMORY': f'was killed because memory ran out ({memory})',
         'NODE_FAIL': 'was lost with its compute node',
         'PREEMPTED': 'had to make way for others',
         'COMPLETED': 'ended without a result',
@@ -313,11 +323,9 @@ def _cause_of_death(job: _Job) -> str:
     }.get(job.state, f'ended as {job.state} without a result')
     if job.state in ALIVE:
         how = f'would wait for ever ({job.reason})'
-    text = (
-        f'The SLURM job that ran "{job.node}" (number {job.jobid}) {how}; see its log '
-        f'"{job.files.log}" if there is one, {_AGAIN}'
+    elif job.state == 'FAILED' and _KILLED.search(said):
+        how = f'was killed (SIGKILL), most probably because memory ran out ({memory})'
+    return (
+        f'The SLURM job that ran "{job.node}" (number {job.jobid}) {how}; when '
+        f'that is settled, {_AGAIN}\n\n{job.files.log}:\n{said or "(empty)"}'
     )
-    with suppress(OSError):
-        said = job.files.log.read_text(encoding='utf-8', errors='replace')
-        text += f'\n\nThe end of its log:\n{said[-4000:]}'
-    return text

@@ -10,7 +10,6 @@ import pickle
 import sys
 from pathlib import Path
 
-from nipype import config
 from nipype.pipeline.plugins.multiproc import run_node
 
 from ..files import atomic
@@ -20,7 +19,6 @@ def run_task(task: Path, answer: Path) -> None:
     """Run the node in the file ``task`` and write what came of it to ``answer``."""
     with open(task, 'rb') as stream:
         node, updatehash = pickle.load(stream)
-    config.update_config(node.config)
     result = run_node(node, updatehash, 0)
     with atomic(answer) as temporary, open(temporary, 'wb') as stream:
         pickle.dump(result, stream)
