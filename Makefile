@@ -3,6 +3,7 @@
 #   make demo       register the shipped brains, print the Dice table and the report's path
 #   make test       the quick tests          make test-slow  the long ones
 #   make test-all   both                     make lint       style, types, who may import whom
+#   make slurm      installs SLURM for some of the long tests, as root with apt
 #   make env        the environment only     make clean      remove what the others made
 #
 # Where the default torch would bring gigabytes of CUDA, hand pip a CPU index or a wheel folder:
@@ -26,11 +27,11 @@ REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 unexport PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env demo test test-slow test-all lint format constraints clean
+.PHONY: help env demo test test-slow test-all slurm lint format constraints clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,11s/^# \{0,1\}//p' Makefile
+	@sed -n '3,12s/^# \{0,1\}//p' Makefile
 
 env: $(VENV)/.installed
 	@echo "Ready. '. $(BIN)/activate' puts nephi-pipe and nephi on the path."
@@ -41,8 +42,23 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	@$(PYTEST) -m 'not slow'
 
-test-slow: $(VENV)/.installed-test $(ANTS)/.installed
+test-slow: $(VENV)/.installed-test $(ANTS)/.installed slurm
 	@NEPHI_ANTS_PYTHON=$(abspath $(ANTS))/bin/python $(PYTEST) -m slow
+
+# Some of the long tests run on a real SLURM. Where none can be installed they say so and are
+# skipped: this never fails.
+slurm: $(VENV)/.made
+	@PATH="$$PATH:/usr/sbin"; \
+	if command -v slurmctld > /dev/null && command -v munged > /dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then \
+		echo 'There is no SLURM, and it is installed only by root and apt: its tests are skipped.'; \
+		exit 0; \
+	fi; \
+	echo 'Installing SLURM, which some of the long tests run on.'; \
+	{ timeout 120 apt-get update && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install \
+		--yes --no-install-recommends -o DPkg::Lock::Timeout=60 slurm-wlm munge; } \
+		> $(VENV)/slurm.log 2>&1 \
+		|| echo 'It cannot be installed ($(VENV)/slurm.log says why): its tests are skipped.'
 
 test-all: test
 	@$(MAKE) --no-print-directory test-slow

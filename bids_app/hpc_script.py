@@ -40,7 +40,7 @@ TIME_FACTOR = 3
 TIME_MIN = 15
 """Minutes asked for on top: start, files, a shared file system that is slow."""
 
-LARGEST_ARRAY = 1000
+LARGEST_ARRAY = 1001
 """Tasks of one array that SLURM allows where nobody changed MaxArraySize."""
 
 SETTLED = {
@@ -129,8 +129,8 @@ def write_script(request: Request) -> str:
     write_text(request.script, text)
     if len(people) > LARGEST_ARRAY:
         logger.warning(
-            'Many clusters allow %d tasks in an array, and these are %d (MaxArraySize in "scontrol '
-            'show config"); if so, select people with --participant-label for several scripts.',
+            'Most clusters allow %d tasks in an array, and these are %d ("scontrol show config", '
+            'MaxArraySize). If so, select people with --participant-label for several scripts.',
             LARGEST_ARRAY,
             len(people),
         )

@@ -53,7 +53,8 @@ class Script:
         path = f'{self.folder / "bin"}:{os.environ["PATH"]}'
         return subprocess.run(
             ['bash', str(self.path), *arguments],
-            env={**os.environ, 'PATH': path, **environ}, capture_output=True, text=True, timeout=60,
+            env={**os.environ, 'PATH': path, **environ},
+            capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 
 
