@@ -4,6 +4,7 @@
 #   make test       the quick tests          make test-slow  the long ones
 #   make test-container  the image, built and run (root on Debian)
 #   make test-all   all of them              make lint       style, types, who may import whom
+#   make slurm      installs SLURM for some of the long tests, as root with apt
 #   make env        the environment only     make clean      remove what the others made
 #
 # Where the default torch would bring gigabytes of CUDA, hand pip a CPU index or a wheel folder:
@@ -27,7 +28,7 @@ REQUIREMENTS := setup.cfg pyproject.toml constraints.txt
 unexport PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE := 1
 
-.PHONY: help env demo test test-slow test-container test-all container-tools lint format constraints clean
+.PHONY: help env demo test test-slow test-container test-all container-tools slurm lint format constraints clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,7 +43,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	@$(PYTEST) -m 'not slow'
 
-test-slow: $(VENV)/.installed-test $(ANTS)/.installed
+test-slow: $(VENV)/.installed-test $(ANTS)/.installed slurm
 	@NEPHI_ANTS_PYTHON=$(abspath $(ANTS))/bin/python $(PYTEST) -m 'slow and not container'
 
 # What is missing on this machine is told by the tests, which are then skipped.
@@ -55,6 +56,21 @@ container-tools:
 			&& apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install \
 				--no-install-recommends -y buildah debootstrap bubblewrap > /dev/null; } \
 		|| echo 'buildah, debootstrap and bubblewrap could not be installed with apt.' >&2
+
+# Some of the long tests run on a real SLURM. Where none can be installed they say so and are
+# skipped: this never fails.
+slurm: $(VENV)/.made
+	@PATH="$$PATH:/usr/sbin"; \
+	if command -v slurmctld > /dev/null && command -v munged > /dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then \
+		echo 'There is no SLURM, and it is installed only by root and apt: its tests are skipped.'; \
+		exit 0; \
+	fi; \
+	echo 'Installing SLURM, which some of the long tests run on.'; \
+	{ timeout 120 apt-get update && DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install \
+		--yes --no-install-recommends -o DPkg::Lock::Timeout=60 slurm-wlm munge; } \
+		> $(VENV)/slurm.log 2>&1 \
+		|| echo 'It cannot be installed ($(VENV)/slurm.log says why): its tests are skipped.'
 
 test-all: test
 	@$(MAKE) --no-print-directory test-slow

@@ -12,7 +12,14 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import NePhiError, NoInputError, UsageError
 from .descriptor import PrintDescriptor
-from .settings import MODALITIES, XFM_FORMATS, Settings, make_settings, parse_memory
+from .settings import (
+    MODALITIES,
+    PLUGINS,
+    XFM_FORMATS,
+    Settings,
+    make_settings,
+    parse_memory,
+)
 
 EPILOG = """\
 examples
@@ -174,6 +181,15 @@ def _add_resources(group: Any) -> None:
     group.add_argument(
         '--device', metavar='{cpu|cuda[:N]|auto}', help='where to compute (default: cpu)'
     )
+    group.add_argument(
+        '--plugin', metavar=f'{{{"|".join(PLUGINS)}}}',
+        help='what runs the nodes: processes here, jobs of a SLURM cluster, or this process alone '
+        '(default: MultiProc)',
+    )  # fmt: skip
+    group.add_argument(
+        '--use-plugin', type=Path, metavar='FILE',
+        help='YAML or JSON with plugin and plugin_args, as for other BIDS Apps',
+    )  # fmt: skip
     group.add_argument(
         '-w', '--work-dir', type=Path, metavar='DIR',
         help='intermediate files, kept to go on later (default: ./work)',

@@ -48,8 +48,8 @@ def describe(settings: Settings, pairs: Sequence[Pair]) -> str:
     Times are the median of pairs that the output folder holds already, else a rough figure.
     """
     good, failures = check_pairs(pairs, trusted=[mni_template(settings.work_dir).path])
-    seconds, origin = _seconds(settings, good)
-    estimates = [_estimate(settings, pair, seconds) for pair in good]
+    seconds, origin = pair_seconds(settings, good)
+    estimates = [estimate(settings, pair, seconds) for pair in good]
     rows = [('moving', 'fixed', 'mask', 'labels', 'memory', 'disk', 'time', 'done')]
     rows += [_row(settings, pair, own) for pair, own in zip(good, estimates, strict=True)]
     lines = [_line(row, rows) for row in rows]
@@ -65,7 +65,8 @@ def _shape(settings: Settings, scan: Scan) -> tuple[int, int, int]:
     return read_grid(scan.path).shape
 
 
-def _estimate(settings: Settings, pair: Pair, seconds: float) -> Estimate:
+def estimate(settings: Settings, pair: Pair, seconds: float) -> Estimate:
+    """What one pair needs, if a pair takes so many seconds."""
     from ..workflows.resources import estimate_memory_gb
 
     fixed, moving = _shape(settings, pair.fixed), _shape(settings, pair.moving)
@@ -73,7 +74,7 @@ def _estimate(settings: Settings, pair: Pair, seconds: float) -> Estimate:
     return Estimate(estimate_memory_gb(fixed, moving), stored / 1e6, seconds)
 
 
-def _seconds(settings: Settings, pairs: Sequence[Pair]) -> tuple[float, str]:
+def pair_seconds(settings: Settings, pairs: Sequence[Pair]) -> tuple[float, str]:
     """Seconds that a pair takes, and where the number comes from."""
     known = []
     for path in settings.output_dir.glob('sub-*/**/*_metrics.json'):

@@ -16,7 +16,7 @@ UNSPECIFIED = 1
 _OURS = re.compile(r'nephi_pipe\.errors\.(\w+): (.+)')
 _SYSTEM = re.compile(r'(?:OSError|IOError): \[Errno (\d+)\] (.+)')
 _ANY = re.compile(r'^\s*((?:\w+\.)*\w+(?:Error|Exception|Interrupt|Exit)(?::.*)?)$')
-_WORKER = re.compile(r'The worker process that ran .+')
+_DIED = re.compile(r'The (?:worker process|SLURM job) that ran .+|SLURM did not accept .+')
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -138,8 +138,8 @@ def _reason(text: str) -> tuple[str, int]:
     if ours := _OURS.findall(text):
         kind, sentence = ours[-1]
         return sentence.strip(), getattr(errors, kind, NePhiError).exit_code
-    if killed := _WORKER.findall(text):
-        sentence = killed[-1].strip()
+    if died := _DIED.findall(text):
+        sentence = died[-1].strip()
         return sentence.replace('n_procs or memory_gb', '--nprocs or --mem'), UNSPECIFIED
     if system := _SYSTEM.findall(text):
         number, reason = int(system[-1][0]), system[-1][1]

@@ -1,10 +1,17 @@
-"""The order in which the nodes of a run are started."""
+"""What runs the nodes of a run, and in which order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nipype.pipeline.plugins.base import PluginBase
+from nipype.pipeline.plugins.linear import LinearPlugin
 
 from ..workflows.plugin import SafeMultiProc
+from ..workflows.slurm import SafeSLURM
+from .plugin_file import Plugin
+from .settings import Settings
 
 
 class PersonFirst(SafeMultiProc):
@@ -21,3 +28,43 @@ class PersonFirst(SafeMultiProc):
         return sorted(
             local or jobids, key=lambda job: (self.procs[job].fullname.split('.')[1:3], job)
         )
+
+
+class InOrder(LinearPlugin):
+    """Nipype's ``Linear``, silent about the start of a node that has its results already."""
+
+    def __init__(self, plugin_args: dict | None = None) -> None:
+        super().__init__(plugin_args)
+        self._tell = self._status_callback
+        self._status_callback = self._tell_what_runs
+
+    def _tell_what_runs(self, node: Any, status: str) -> None:
+        if status != 'start' or not _is_kept(node):
+            self._tell(node, status)
+
+
+def _is_kept(node: Any) -> bool:
+    try:
+        return all(node.is_cached())
+    except Exception:  # inputs that cannot be read; the node itself will say so
+        return False
+
+
+def make_plugin(
+    settings: Settings, plugin: Plugin, callback: Callable[[Any, str], None]
+) -> PluginBase:
+    """The plugin, ready for ``workflow.run``."""
+    arguments = {**plugin.arguments, 'status_callback': callback}
+    if plugin.name == 'Linear':
+        return InOrder(arguments)
+    if plugin.name == 'SLURM':
+        return SafeSLURM(arguments)
+    return PersonFirst(
+        {
+            'n_procs': settings.nprocs,
+            'memory_gb': settings.mem_gb,
+            'n_gpu_procs': int(settings.gpu),
+            'raise_insufficient': False,
+            **arguments,
+        }
+    )

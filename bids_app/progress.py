@@ -114,7 +114,8 @@ class Progress:
             self._failed.add(key)
             logger.error('%s: failed.', names.pair.name)
         elif status == 'start':
-            self._on_start(key, names, parts[-1])
+            if not node.run_without_submitting:
+                self._on_start(key, names, parts[-1])
         elif parts[-1] == SINK and key not in self._failed:
             self._on_stored(key, names)
 

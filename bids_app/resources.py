@@ -20,8 +20,7 @@ def available_cpus(root: Path = Path('/'), environ: Mapping[str, str] = os.envir
     except AttributeError:  # not Linux
         count = os.cpu_count() or 1
     limits = [float(count), *_cpu_quotas(root)]
-    if environ.get('SLURM_CPUS_PER_TASK', '').isdigit():
-        limits.append(float(environ['SLURM_CPUS_PER_TASK']))
+    limits += [_slurm_cpus(environ, 'SLURM_CPUS_PER_TASK', 'SLURM_CPUS_ON_NODE') or count]
     return max(1, int(min(limits)))
 
 
@@ -44,7 +43,13 @@ def _slurm_memory(root: Path, environ: Mapping[str, str]) -> Iterator[float]:
     if per_node.isdigit() and int(per_node):
         yield int(per_node) * 2.0**20
     elif per_cpu.isdigit() and int(per_cpu):
-        yield int(per_cpu) * 2.0**20 * available_cpus(root, environ)
+        granted = _slurm_cpus(environ, 'SLURM_CPUS_ON_NODE', 'SLURM_CPUS_PER_TASK')
+        yield int(per_cpu) * 2.0**20 * (granted or available_cpus(root, environ))
+
+
+def _slurm_cpus(environ: Mapping[str, str], *names: str) -> int:
+    """The first of these variables that says how many processors a job has; 0 if none does."""
+    return next((int(environ[name]) for name in names if environ.get(name, '').isdigit()), 0)
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:

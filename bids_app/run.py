@@ -24,6 +24,7 @@ from .lock import hold
 from .names import Names
 from .outcome import Conclusion, Failure, Stopped, conclude, count, read_crash
 from .pairs import Pair, select_pairs
+from .plugin_file import Plugin, check_queue, choose_plugin
 from .preflight import check_dataset, check_pairs
 from .reference import mni_template, write_template
 from .settings import Settings, check_device
@@ -76,17 +77,28 @@ def run(settings: Settings) -> int:
 def _run(settings: Settings, state: State) -> None:
     if not settings.dry_run:
         _use_writable_home(settings.work_dir)
-    settings = replace(settings, device=check_device(settings.device))
+    plugin = choose_plugin(settings)
+    settings = _on_this_machine(settings, plugin)
     if 'group' in settings.levels:
         _check_thresholds(settings)
     if 'participant' in settings.levels:
-        _run_participants(settings, state)
+        _run_participants(settings, plugin, state)
     nothing = bool(state.total and not state.done)
     if 'group' in settings.levels and not (settings.dry_run or nothing):
         _run_group(settings)
 
 
-def _run_participants(settings: Settings, state: State) -> None:
+def _on_this_machine(settings: Settings, plugin: Plugin) -> Settings:
+    """Check the device that nodes will see, and take what a plugin file says of resources."""
+    if plugin.name != 'SLURM' or settings.device == 'auto':
+        settings = replace(settings, device=check_device(settings.device))
+    if (nprocs := plugin.arguments.get('n_procs')) is not None:
+        threads = min(settings.omp_nthreads, nprocs)
+        settings = replace(settings, nprocs=nprocs, omp_nthreads=threads)
+    return replace(settings, mem_gb=plugin.arguments.get('memory_gb', settings.mem_gb))
+
+
+def _run_participants(settings: Settings, plugin: Plugin, state: State) -> None:
     _check_files(settings)
     pairs = select_pairs(settings)
     if not settings.skip_bids_validation:
@@ -98,11 +110,12 @@ def _run_participants(settings: Settings, state: State) -> None:
     elif settings.reports_only:
         _write_reports(settings, sorted({pair.moving.subject for pair in pairs}))
     else:
+        check_queue(plugin)
         state.total = len(pairs)
-        _run_pairs(settings, pairs, state)
+        _run_pairs(settings, pairs, plugin, state)
 
 
-def _run_pairs(settings: Settings, pairs: Sequence[Pair], state: State) -> None:
+def _run_pairs(settings: Settings, pairs: Sequence[Pair], plugin: Plugin, state: State) -> None:
     """Register ``pairs``, holding the locks of their people, and describe the data set."""
     from .workflow import describe_method
 
@@ -120,7 +133,7 @@ def _run_pairs(settings: Settings, pairs: Sequence[Pair], state: State) -> None:
         for failure in state.failures:
             logger.warning('%s', failure)
         if good:
-            _register(settings, good, state, name)
+            _register(settings, good, plugin, state, name)
 
 
 def new_run_name() -> str:
@@ -154,9 +167,11 @@ def _prepare_output(settings: Settings) -> None:
             ) from error
 
 
-def _register(settings: Settings, pairs: Sequence[Pair], state: State, name: str) -> None:
+def _register(
+    settings: Settings, pairs: Sequence[Pair], plugin: Plugin, state: State, name: str
+) -> None:
     """Run the workflow of ``pairs`` and find out how each of them went."""
-    from .plugin import PersonFirst
+    from .plugin import make_plugin
     from .progress import Progress
     from .workflow import build_workflow, draw_graph
 
@@ -164,37 +179,22 @@ def _register(settings: Settings, pairs: Sequence[Pair], state: State, name: str
     workflow = build_workflow(settings, pairs, name)
     if settings.write_graph:
         draw_graph(settings, pairs[0], settings.output_dir / 'logs' / f'{name}_graph.dot')
-    need = max(node.mem_gb for node in workflow._get_all_nodes())
-    if need > settings.mem_gb:
-        logger.warning(
-            'A pair needs about %.1f GB, and %.1f GB may be used: memory may run out.',
-            need, settings.mem_gb,
-        )  # fmt: skip
     names = [Names(settings.output_dir, pair, settings.xfm_format) for pair in pairs]
     progress = Progress(names, state.check)
     state.done = progress.done
-    plugin = PersonFirst(
-        {
-            'n_procs': settings.nprocs,
-            'memory_gb': settings.mem_gb,
-            'n_gpu_procs': int(settings.gpu),
-            'raise_insufficient': False,
-            'status_callback': progress,
-        }
-    )
+    runner = make_plugin(settings, plugin, progress)
     logger.info(
-        'Run %s: %s with %d processors and %.1f GB; results in %s, work in %s.',
+        'Run %s: %s with %s; results in %s, work in %s.',
         name,
         count(len(pairs), 'pair'),
-        settings.nprocs,
-        settings.mem_gb,
+        _means(settings, plugin, max(node.mem_gb for node in workflow._get_all_nodes())),
         settings.output_dir,
         settings.work_dir,
     )
     problem = None
     try:
         with progress:
-            workflow.run(plugin=plugin)
+            workflow.run(plugin=runner)
     except Exception as error:  # Nipype raises what a node raised, in many shapes
         problem = error
     state.check()
@@ -207,6 +207,18 @@ def _register(settings: Settings, pairs: Sequence[Pair], state: State, name: str
     }
     if unreported:
         _write_reports(settings, sorted(unreported))
+
+
+def _means(settings: Settings, plugin: Plugin, need_gb: float) -> str:
+    """What a run works with; a warning where a pair's memory is more than there is."""
+    if plugin.name == 'SLURM':
+        return f'jobs of SLURM of up to {settings.omp_nthreads} processors'
+    if need_gb > settings.mem_gb:
+        logger.warning(
+            'A pair needs about %.1f GB, and %.1f GB may be used: memory may run out.',
+            need_gb, settings.mem_gb,
+        )  # fmt: skip
+    return f'{settings.nprocs} processors and {settings.mem_gb:.1f} GB'
 
 
 def _crashes(output_dir: Path, pairs: Sequence[Pair], name: str) -> list[Failure]:

@@ -23,6 +23,7 @@ LEVEL_NAMES = {'subject': 'participant', 'dataset': 'group'}
 
 MODALITIES = ('brain',)
 XFM_FORMATS = ('h5', 'nii', 'field')
+PLUGINS = ('MultiProc', 'SLURM', 'Linear')
 MAX_THREADS = 8
 """More threads than this make one registration hardly faster."""
 
@@ -59,6 +60,8 @@ class Settings:
     nprocs: int = field(default_factory=available_cpus)
     omp_nthreads: int | None = None
     mem_gb: float = field(default_factory=available_memory_gb)
+    plugin: str | None = None
+    use_plugin: Path | None = None
     work_dir: Path = field(default_factory=lambda: Path.cwd() / 'work')
     device: str = 'cpu'
     random_seed: int = 0
@@ -246,11 +249,27 @@ def _check_choices(settings: Settings) -> None:
             raise UsageError(
                 f'{name} is "{getattr(settings, name)}"; expected one of {", ".join(allowed)}.'
             )
+    if settings.plugin is not None:
+        check_plugin_name(settings.plugin, 'in --plugin')
     if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', settings.device):
         raise UsageError(f'device is "{settings.device}"; expected auto, cpu, cuda or cuda:N.')
     if settings.xfm_grid not in ('auto', 'native') and not _positive(settings.xfm_grid):
         raise UsageError(
             f'xfm_grid is "{settings.xfm_grid}"; expected auto, native or a spacing in mm.'
+        )
+
+
+def check_plugin_name(name: str, where: str) -> None:
+    """Refuse a plugin that cannot be used, with a way to go."""
+    if name == 'SLURMGraph':
+        raise UsageError(
+            f'The plugin SLURMGraph {where} returns before anything is computed, so neither '
+            'reports nor an exit code could follow; expected SLURM, or a job array, which '
+            'nephi hpc-script writes.'
+        )
+    if name not in PLUGINS:
+        raise UsageError(
+            f'There is no plugin "{name[:80]}" {where}; expected one of {", ".join(PLUGINS)}.'
         )
 
 

@@ -54,6 +54,17 @@ one goes on too.
 """
 
 
+HPC_DESCRIPTION = """\
+Write a script that registers a data set as a SLURM job array, a task for each person, and then
+sums up the group. Memory and time are asked for as the data set needs them.
+
+What stands after -- is passed on to nephi-pipe (see nephi-pipe --help):
+
+  nephi hpc-script BIDS OUT -o array.sh --image nephi.sif -w /scratch/work -- --reference sub-05
+  bash array.sh
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Usage errors end like every other error, instead of with argparse's code 2."""
@@ -74,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_train(commands)
     _add_info(commands)
+    _add_hpc_script(commands)
     return parser
 
 
@@ -84,12 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = _parse(argv)
         logging.basicConfig(format='%(levelname)s: %(message)s', level=logging.WARNING)
         from . import commands
 
         with _cache_without_home():
-            getattr(commands, arguments.command)(arguments)
+            getattr(commands, arguments.command.replace('-', '_'))(arguments)
     except KeyboardInterrupt:
         print('nephi: stopped', file=sys.stderr)
         return 130
@@ -114,6 +126,15 @@ def _cache_without_home() -> Iterator[None]:
             yield
         finally:
             del os.environ['MPLCONFIGDIR']
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """Arguments of a command; what follows ``--`` of hpc-script is for nephi-pipe."""
+    options: list[str] = []
+    if argv[:1] == ['hpc-script'] and '--' in argv:
+        split = argv.index('--')
+        argv, options = argv[:split], argv[split + 1 :]
+    return build_parser().parse_args(argv, argparse.Namespace(options=options))
 
 
 def _explain(error: Exception) -> NePhiError:
@@ -282,6 +303,49 @@ def _add_info(commands: Any) -> None:
         'Say what a transform, field or weights file is and where it comes from.',
     )  # fmt: skip
     parser.add_argument('files', type=Path, nargs='+', metavar='FILE')
+
+
+def _add_hpc_script(commands: Any) -> None:
+    parser = _add_command(
+        commands, 'hpc-script', 'write a SLURM job array for a BIDS data set', HPC_DESCRIPTION
+    )
+    parser.add_argument('bids_dir', type=Path, metavar='BIDS', help='the data set')
+    parser.add_argument('output_dir', type=Path, metavar='OUT', help='where results go')
+    parser.add_argument(
+        '-o', '--output', type=Path, default=Path('nephi_array.sh'), metavar='SCRIPT',
+        help='(default: nephi_array.sh)',
+    )  # fmt: skip
+    parser.add_argument(
+        '-w', '--work-dir', type=Path, default=Path('work'), metavar='DIR',
+        help='intermediate files, where every node can see them (default: ./work)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--local-scratch', action='store_true',
+        help='work on the disk of each node ($SLURM_TMPDIR, $TMPDIR or /tmp); what is needed to '
+        'go on is brought to the work folder',
+    )  # fmt: skip
+    parser.add_argument(
+        '--image', type=Path, metavar='FILE.sif',
+        help='run in this container with apptainer or singularity, whichever a node has '
+        '(default: with the Python of this command)',
+    )  # fmt: skip
+    asked = parser.add_argument_group('what SLURM is asked for, for each person')
+    asked.add_argument(
+        '--cpus', type=_positive, default=2, metavar='N', help='processors (default: 2)'
+    )
+    asked.add_argument(
+        '--mem', metavar='SIZE', help='memory, such as 8G (default: what the data set needs)'
+    )
+    asked.add_argument(
+        '--time', metavar='LIMIT', help='as for sbatch (default: what the data set needs)'
+    )
+    asked.add_argument(
+        '--at-once', type=_positive, metavar='N', help='most tasks at a time (default: no limit)'
+    )
+    asked.add_argument(
+        '--sbatch', action='append', default=[], metavar='OPTION',
+        help='another option, such as --sbatch=--partition=long; may be repeated',
+    )  # fmt: skip
 
 
 def _add_pair_files(parser: Any, exclude: bool) -> None:

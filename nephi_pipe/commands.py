@@ -97,6 +97,30 @@ def evaluate(arguments: argparse.Namespace) -> None:
         print(json.dumps(scores, indent=2))
 
 
+def hpc_script(arguments: argparse.Namespace) -> None:
+    """``nephi hpc-script``: write a SLURM job array for a BIDS data set."""
+    from .bids_app.hpc_script import Request, write_script
+
+    print(
+        write_script(
+            Request(
+                arguments.bids_dir,
+                arguments.output_dir,
+                arguments.output.absolute(),
+                arguments.work_dir,
+                arguments.options,
+                arguments.image,
+                arguments.cpus,
+                arguments.mem,
+                arguments.time,
+                arguments.at_once,
+                arguments.local_scratch,
+                arguments.sbatch,
+            )
+        )
+    )
+
+
 def info(arguments: argparse.Namespace) -> None:
     """``nephi info``: say what files are."""
     from .describe import describe

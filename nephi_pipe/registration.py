@@ -194,10 +194,11 @@ def _check_device(device: str) -> None:
         raise UsageError(
             f'There is no device "{device}"; expected cpu, cuda or cuda:N.'
         ) from error
-    if wanted.type == 'cuda' and not torch.cuda.is_available():
+    visible = torch.cuda.device_count()
+    if wanted.type == 'cuda' and (wanted.index or 0) >= visible:
         raise UsageError(
-            f'The device "{device}" was asked for, but no CUDA device is visible; expected one. '
-            'Use --device cpu, or make the GPU visible (--gpus all, --nv).'
+            f'The device "{device}" was asked for, but {visible} CUDA devices are seen; expected '
+            'it among them. Use --device cpu, or make the GPU visible (--gpus all, --nv).'
         )
 
 

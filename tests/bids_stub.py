@@ -43,7 +43,7 @@ def register(fixed, moving, moving_labels, xfm_format, seed, source, outputs):
             os.kill(os.getpid(), signal.SIGKILL)
         if what == 'fail':
             raise ValueError('an ordinary mistake')
-        if what == 'sleep':
+        if what == 'sleep' or (what == 'sleep once' and lines.count(f'register {person}\n') == 1):
             time.sleep(60)
         if what == 'large':
             with open('big.bin', 'wb') as stream:
@@ -52,6 +52,8 @@ def register(fixed, moving, moving_labels, xfm_format, seed, source, outputs):
     person = os.path.basename(moving).split('_')[0][4:]
     with open(os.environ['STUB_LOG'], 'a') as log:
         log.write(f'register {person}\n')
+    with open(os.environ['STUB_LOG']) as log:
+        lines = log.readlines()
     what = json.loads(os.environ.get('STUB_BEHAVIOUR', '{}')).get(person, '')
     behave(what)
     end = {'h5': '.h5', 'nii': '.nii.gz', 'field': '.safetensors'}[xfm_format]

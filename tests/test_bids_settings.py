@@ -31,6 +31,7 @@ def test_every_option_arrives(tmp_path):
         '--bids-filter-file f.json --derivatives a=A b=B -d c=C=D --reference sub-01 --pairs all '
         '--whole-head --weights none --steps 7 --no-affine --initial-transform a.txt '
         '--xfm-format nii --xfm-grid 2.5 --dry-run --nprocs 3 --omp-nthreads 2 --mem 7500M '
+        f'--plugin Linear --use-plugin p.yml '
         f'-w {tmp_path}/w --device cuda:1 --random-seed 5 --sloppy --write-graph '
         '--stop-on-first-crash --skip-bids-validation --reports-only -vv'
     )
@@ -42,6 +43,7 @@ def test_every_option_arrives(tmp_path):
         reference='sub-01', pairs='all', whole_head=True, weights='none', steps=7, affine=False,
         initial_transform=Path('a.txt'), xfm_format='nii', xfm_grid='2.5', dry_run=True, nprocs=3,
         omp_nthreads=2, mem_gb=7.5, work_dir=tmp_path / 'w', device='cuda:1', random_seed=5,
+        plugin='Linear', use_plugin=Path('p.yml'),
         sloppy=True, write_graph=True, stop_on_first_crash=True, skip_bids_validation=True,
         reports_only=True, verbose=2,
     )  # fmt: skip
@@ -72,6 +74,12 @@ def test_defaults(tmp_path, monkeypatch):
         ([*BASE, '--mem', 'lots'], 64, '"lots" is not an amount of memory'),
         ([*BASE, '--nprocs', '0'], 64, 'nprocs is 0; expected 1 or more'),
         ([*BASE, '--xfm-grid', 'fine'], 64, 'expected auto, native or a spacing in mm'),
+        (
+            [*BASE, '--plugin', 'SLURMGraph'],
+            64,
+            'expected SLURM, or a job array, which nephi hpc-',
+        ),
+        ([*BASE, '--plugin', 'PBS'], 64, 'no plugin "PBS" in --plugin; expected one of MultiProc'),
         ([*BASE, '--device', 'tpu'], 64, 'expected auto, cpu, cuda or cuda:N'),
         ([*BASE, '--weights', 'none', '--steps', '0'], 64, 'the affine alone'),
         (['ds', 'out', 'participant', 'session'], 17, 'There is no analysis level "session"'),
@@ -246,10 +254,53 @@ def test_limits_of_control_groups_version_1(tmp_path):
     assert available_memory_gb(root, {}) == pytest.approx(0.36)
 
 
+def test_limits_of_a_slurm_job_in_version_2(tmp_path):
+    job = 'system.slice/slurmstepd.scope/job_7'
+    root = _fake_system(
+        tmp_path,
+        {
+            'proc/self/cgroup': f'0::/{job}/step_batch/user/task_0\n',
+            'proc/meminfo': 'MemTotal:       64000000 kB\n',
+            f'sys/fs/cgroup/{job}/memory.max': '900000000\n',
+            f'sys/fs/cgroup/{job}/step_batch/memory.high': 'max\n',
+            f'sys/fs/cgroup/{job}/step_batch/user/cpu.max': '50000 100000\n',
+        },
+    )
+    assert available_cpus(root, {'SLURM_CPUS_PER_TASK': '8'}) == 1
+    assert available_memory_gb(root, {'SLURM_MEM_PER_NODE': '4000'}) == pytest.approx(0.81)
+
+
+def test_limits_of_a_container_in_version_1(tmp_path):
+    """The path is that of the host, and the container sees its own group as the top."""
+    root = _fake_system(
+        tmp_path,
+        {
+            'proc/self/cgroup': '5:cpu,cpuacct:/docker/1a2b\n3:memory:/docker/1a2b\n0::/\n',
+            'proc/meminfo': 'MemTotal:       64000000 kB\n',
+            'sys/fs/cgroup/cpu/cpu.cfs_quota_us': '-1\n',
+            'sys/fs/cgroup/cpu/cpu.cfs_period_us': '100000\n',
+            'sys/fs/cgroup/memory/memory.limit_in_bytes': '500000000\n',
+        },
+    )
+    assert available_cpus(root, {}) == available_cpus(tmp_path / 'nothing', {})
+    assert available_memory_gb(root, {}) == pytest.approx(0.45)
+
+
 def test_limits_of_slurm(tmp_path):
     root = _fake_system(tmp_path, {'proc/meminfo': 'MemTotal:       64000000 kB\n'})
-    assert available_cpus(root, {'SLURM_CPUS_PER_TASK': '1'}) == 1
+    everything = available_cpus(root, {})
+    assert available_cpus(root, {'SLURM_CPUS_PER_TASK': '1', 'SLURM_CPUS_ON_NODE': '64'}) == 1
+    assert available_cpus(root, {'SLURM_CPUS_ON_NODE': '1'}) == 1
+    assert available_cpus(root, {'SLURM_CPUS_PER_TASK': '4096'}) == everything
+    assert (
+        available_cpus(root, {'SLURM_CPUS_PER_TASK': '', 'SLURM_CPUS_ON_NODE': 'two'})
+        == everything
+    )
     per_node = available_memory_gb(root, {'SLURM_MEM_PER_NODE': '500'})
     assert per_node == pytest.approx(0.9 * 500 * 2**20 / 1e9, abs=0.01)
     per_cpu = available_memory_gb(root, {'SLURM_MEM_PER_CPU': '300', 'SLURM_CPUS_PER_TASK': '1'})
     assert per_cpu == pytest.approx(0.9 * 300 * 2**20 / 1e9, abs=0.01)
+    on_node = available_memory_gb(root, {'SLURM_MEM_PER_CPU': '300', 'SLURM_CPUS_ON_NODE': '4'})
+    assert on_node == pytest.approx(0.9 * 1200 * 2**20 / 1e9, abs=0.01)
+    whole_node = available_memory_gb(root, {'SLURM_MEM_PER_NODE': '0'})
+    assert whole_node == available_memory_gb(root, {})

@@ -76,6 +76,14 @@ def test_threads_and_device_are_not_part_of_the_result(files):
     assert other != one
 
 
+def test_a_device_that_is_absent_is_an_error(files, tmp_path):
+    inputs = files.some('fixed_image', 'moving_image')
+    for device, words in (('cuda:99', 'CUDA devices are visible'), ('tpu', 'no device "tpu"')):
+        with pytest.raises(UsageError, match=words):
+            run(interfaces.NePhiOptimize(**inputs, device=device, use_gpu=True), tmp_path)
+    assert not list(tmp_path.glob('*.safetensors'))
+
+
 def test_weights_count_by_content(files, tmp_path):
     inputs = files.some('fixed_image', 'moving_image')
 

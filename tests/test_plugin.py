@@ -9,6 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    SimpleInterface,
+    TraitedSpec,
+    traits,
+)
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
 from nipype.pipeline.engine.utils import load_resultfile
@@ -338,3 +344,40 @@ def test_no_worker_outlives_the_run(tmp_path, context, number, handled):
         time.sleep(0.05)
     assert not any(map(_alive, workers))
     assert parent.returncode == (143 if handled else -number)
+
+
+class _GpuInputSpec(BaseInterfaceInputSpec):
+    folder = traits.Str()
+    use_gpu = traits.Bool(True, usedefault=True)
+
+
+class _GpuOutputSpec(TraitedSpec):
+    done = traits.Bool()
+
+
+class OnGpu(SimpleInterface):
+    """Fails if another one of its kind runs at the same time."""
+
+    input_spec, output_spec = _GpuInputSpec, _GpuOutputSpec
+
+    def _run_interface(self, runtime):
+        lock = os.path.join(self.inputs.folder, 'gpu')
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+        time.sleep(0.3)
+        os.unlink(lock)
+        self._results['done'] = True
+        return runtime
+
+
+def test_gpu_nodes_wait_for_a_slot(tmp_path):
+    def workflow(name):
+        nodes = [pe.Node(OnGpu(folder=str(tmp_path)), f'n{k}', n_procs=1) for k in range(3)]
+        made = pe.Workflow(name=name, base_dir=str(tmp_path))
+        made.add_nodes(nodes)
+        return made
+
+    workflow('one').run(plugin=SafeMultiProc({'n_procs': 3, 'memory_gb': 4, 'n_gpu_procs': 1}))
+    with pytest.raises(RuntimeError, match='Insufficient GPU resources'):
+        workflow('none').run(
+            plugin=SafeMultiProc({'n_procs': 3, 'memory_gb': 4, 'n_gpu_procs': 0})
+        )

@@ -24,6 +24,7 @@ from nephi_pipe.registration import load_registration
 from nephi_pipe.report import load_figure, pair_section
 from nephi_pipe.transforms import read_affine, read_transform, resample
 from nephi_pipe.workflows import estimate_memory_gb, init_brain_wf, init_register_pair_wf
+from nephi_pipe.workflows.resources import SHARES
 
 INPUTS = {
     'fixed_image', 'moving_image', 'fixed_mask', 'moving_mask', 'exclude_mask', 'fixed_labels',
@@ -119,6 +120,15 @@ def test_settings_reach_the_nodes():
     assert nodes['affine_init'].inputs.seed == 11
     assert nodes['report'].inputs.label_names == {'2': 'thalamus'}
     assert (optimize.num_threads, nodes['optimize'].n_procs) == (3, 3)
+
+
+def test_every_node_computes_with_the_threads_it_is_scheduled_with():
+    nodes = embed(init_brain_wf(omp_nthreads=3))
+    assert set(SHARES) <= set(nodes)
+    for name in (*SHARES, 'fixed_brain', 'moving_brain'):
+        assert nodes[name].inputs.num_threads == nodes[name].n_procs, name
+    nodes['optimize'].n_procs = 5
+    assert nodes['optimize'].inputs.num_threads == 5
 
 
 def test_a_gpu_node_takes_one_slot():

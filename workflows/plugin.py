@@ -10,6 +10,7 @@ worker takes the dead one's place.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
 import threading
@@ -35,7 +36,41 @@ GRACE_S = 5.0
 """How long a worker that was asked to stop may take before it is killed."""
 
 
-class SafeMultiProc(MultiProcPlugin):
+class SafePool:
+    """What the plugins here share: cached nodes first, and crash files that can be read."""
+
+    def _begin(self) -> None:
+        self._looked_at: set[int] = set()
+
+    def _finish_cached(self, graph: Any, seconds: float = math.inf) -> None:
+        """Finish nodes that have their results; the base classes do a few in a round.
+
+        Returns after ``seconds`` at most, so that the workers get something to do.
+        """
+        deadline = time.monotonic() + seconds
+        while fresh := [job for job in self._ready() if job not in self._looked_at]:
+            for job in fresh:
+                if time.monotonic() > deadline:
+                    return
+                self._looked_at.add(job)
+                self.proc_done[job] = self.proc_pending[job] = True
+                if not self._local_hash_check(job, graph):
+                    self.proc_done[job] = self.proc_pending[job] = False
+
+    def _ready(self) -> list[int]:
+        waits = np.asarray(self.depidx.sum(axis=0)).ravel() > 0
+        jobs = np.flatnonzero(~self.proc_done & ~waits)
+        return [int(job) for job in jobs if not isinstance(self.procs[job], MapNode)]
+
+    def _report_crash(self, node: Node, result: dict | None = None) -> str:
+        if result is not None and result.get('worker_died'):
+            # A pickle of a node that never answered holds nothing worth loading.
+            execution = {**node.config['execution'], 'crashfile_format': 'txt'}
+            node.config = {**node.config, 'execution': execution}
+        return super()._report_crash(node, result=result)
+
+
+class SafeMultiProc(SafePool, MultiProcPlugin):
     """Nipype's ``MultiProc`` with workers that may be killed at any moment.
 
     Takes the ``plugin_args`` of ``MultiProc`` (``n_procs``, ``memory_gb``, ``n_gpu_procs``,
@@ -55,13 +90,12 @@ class SafeMultiProc(MultiProcPlugin):
         self._context = get_context(self.plugin_args.get('mp_context'))
         self._workers: list[_Worker] = []
         self._settled: tuple | None = None
-        self._looked_at: set[int] = set()
 
     def run(self, graph: Any, config: dict, updatehash: bool = False) -> None:
         """Execute the nodes of ``graph``; called by ``workflow.run``."""
         execution = {**config['execution'], 'poll_sleep_duration': POLL_S}
         self._settled = None
-        self._looked_at.clear()
+        self._begin()
         gc.freeze()  # the base class collects garbage in every round, 0.1 s with a large graph
         try:
             super().run(graph, {**config, 'execution': execution}, updatehash=updatehash)
@@ -77,7 +111,7 @@ class SafeMultiProc(MultiProcPlugin):
             worker = self._free_worker()
             worker.submit(self._taskid, node, updatehash)
         except Exception:
-            self._taskresult[self._taskid] = _failure(format_exc())
+            self._taskresult[self._taskid] = failure(format_exc())
         else:
             self._task_obj[self._taskid] = worker
         return self._taskid
@@ -104,7 +138,7 @@ class SafeMultiProc(MultiProcPlugin):
 
     def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
         """Look for nodes to start, or sleep until a running one is heard of."""
-        self._finish_cached(graph)
+        self._finish_cached(graph, WAIT_S)
         state = (
             len(self.procs),
             int(self.proc_done.sum()),
@@ -116,33 +150,6 @@ class SafeMultiProc(MultiProcPlugin):
             super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
         elif self.pending_tasks:
             wait([thing for w in self._workers if w.taskid for thing in w.signs], WAIT_S)
-
-    def _finish_cached(self, graph: Any) -> None:
-        """Finish nodes that have their results; the base class does ``n_procs`` in a round.
-
-        Returns after ``WAIT_S`` at most, so that the workers get something to do.
-        """
-        deadline = time.monotonic() + WAIT_S
-        while fresh := [job for job in self._ready() if job not in self._looked_at]:
-            for job in fresh:
-                if time.monotonic() > deadline:
-                    return
-                self._looked_at.add(job)
-                self.proc_done[job] = self.proc_pending[job] = True
-                if not self._local_hash_check(job, graph):
-                    self.proc_done[job] = self.proc_pending[job] = False
-
-    def _ready(self) -> list[int]:
-        waits = np.asarray(self.depidx.sum(axis=0)).ravel() > 0
-        jobs = np.flatnonzero(~self.proc_done & ~waits)
-        return [int(job) for job in jobs if not isinstance(self.procs[job], MapNode)]
-
-    def _report_crash(self, node: Node, result: dict | None = None) -> str:
-        if result is not None and result.get('worker_died'):
-            # A pickle of a node that never answered holds nothing worth loading.
-            execution = {**node.config['execution'], 'crashfile_format': 'txt'}
-            node.config = {**node.config, 'execution': execution}
-        return super()._report_crash(node, result=result)
 
     def _postrun_check(self) -> None:
         """The base class closes its pool here; ours is closed by ``run`` in any case."""
@@ -206,12 +213,13 @@ class _Worker:
     def _died(self) -> dict:
         self.process.join(GRACE_S)
         self.taskid = None
-        return _failure(
+        return failure(
             _cause_of_death(self._node, self.process.exitcode, self._mem_gb), worker_died=True
         )
 
 
-def _failure(text: str, **more: Any) -> dict:
+def failure(text: str, **more: Any) -> dict:
+    """The result of a node that failed for the reason in ``text``."""
     return {'result': None, 'traceback': text.splitlines(keepends=True), **more}
 
 
@@ -253,14 +261,14 @@ def _work(connection: Any, cwd: str) -> None:
         except EOFError:
             return
         except Exception:
-            connection.send(_failure(format_exc()))
+            connection.send(failure(format_exc()))
             continue
         if task is None:
             return
         try:
             connection.send(run_node(*task))
         except Exception:
-            connection.send(_failure(format_exc()))
+            connection.send(failure(format_exc()))
 
 
 def _end_with_parent(parent: int) -> None:

@@ -136,6 +136,7 @@ class PairReportInputSpec(BaseInterfaceInputSpec):
     moving_labels = File(exists=True, desc='label map on the moving grid')
     warped_labels = File(exists=True, desc='the moving labels on the fixed grid')
     label_names = traits.Dict(traits.Str, traits.Str, desc='names of the labels')
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the computation')
     stem = traits.Str('pair', usedefault=True, desc='how the names of the figures begin')
     suffix = traits.Str('figure', usedefault=True, desc='how the names of the figures end')
 
@@ -159,6 +160,7 @@ class PairReport(SimpleInterface):
         from ..files import write_json
         from ..registration import load_registration
         from ..report import pair_figures
+        from ..threads import torch_threads
 
         def read(path: Any) -> Any:
             return json.loads(Path(path).read_text()) if given(path) else None
@@ -167,15 +169,16 @@ class PairReport(SimpleInterface):
         registration = load_registration(self.inputs.field)
         history, metrics = read(self.inputs.history), read(self.inputs.metrics)
         names = {int(k): text for k, text in (given(self.inputs.label_names) or {}).items()}
-        figures = pair_figures(
-            self._images(registration),
-            folder,
-            self.inputs.stem,
-            history=history,
-            metrics=metrics,
-            label_names=names,
-            suffix=self.inputs.suffix,
-        )
+        with torch_threads(self.inputs.num_threads):
+            figures = pair_figures(
+                self._images(registration),
+                folder,
+                self.inputs.stem,
+                history=history,
+                metrics=metrics,
+                label_names=names,
+                suffix=self.inputs.suffix,
+            )
         parts = {
             'metrics': metrics,
             'facts': [
