@@ -237,12 +237,12 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``nephi-pipe`` and return its exit code."""
-    os.environ.update(NO_ET='1', NIPYPE_NO_ET='1')
     try:
         settings = parse_settings(argv)
     except NePhiError as error:
         print(f'nephi-pipe: {error}', file=sys.stderr)
         return error.exit_code
+    os.environ.update(NO_ET='1', NIPYPE_NO_ET='1')
     from .run import run
 
     return run(settings)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OutputError, one_line
 from ..files import make_folder
 
 logger = logging.getLogger('nephi_pipe')
@@ -33,7 +33,8 @@ class _Format(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = '' if record.levelno == logging.INFO else f'{record.levelname.capitalize()}: '
         clock = time.strftime('%H:%M:%S', time.localtime(record.created))
-        return f'{clock} {level}{record.getMessage()}'
+        text = '\n'.join(map(one_line, record.getMessage().split('\n')))
+        return f'{clock} {level}{text}'
 
 
 @contextmanager

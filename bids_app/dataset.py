@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import OutputError
+from ..errors import NePhiError, OutputError
 from ..files import write_text
+from ..reading import MOST_JSON_BYTES, parse_json, read_text
 from .lock import hold
 from .reference import MNI
 from .settings import Settings, write_settings
@@ -50,8 +51,8 @@ PACKAGES = ('torch', 'numpy', 'scipy', 'nibabel', 'nipype', 'pybids', 'h5py', 's
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's object; empty when it is missing or broken."""
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+        content = parse_json(read_text(path, 'JSON', MOST_JSON_BYTES))
+    except (NePhiError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -67,19 +68,26 @@ def check_output(output_dir: Path) -> None:
     path = output_dir / 'dataset_description.json'
     if not path.exists():
         return
-    generators = read_json(path).get('GeneratedBy') or [{}]
-    if generators[0].get('Name') != NAME:
+    generator = next(iter(_generators(read_json(path))), {})
+    if generator.get('Name') != NAME:
         raise OutputError(
             f'"{output_dir}" holds another data set (made by '
-            f'{generators[0].get("Name", "an unknown tool")}); expected an empty folder or one of '
+            f'{generator.get("Name", "an unknown tool")}); expected an empty folder or one of '
             f'{NAME}. Choose another output folder.'
         )
-    if generators[0].get('Version') != __version__:
+    if generator.get('Version') != __version__:
         logger.warning(
             '"%s" holds results of %s %s, this is %s: what is made now is mixed with them. Choose '
             'a new output folder to keep versions apart.',
-            output_dir, NAME, generators[0].get('Version'), __version__,
+            output_dir, NAME, generator.get('Version'), __version__,
         )  # fmt: skip
+
+
+def _generators(description: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Who made a data set, newest first, as far as it says so in the way of BIDS."""
+    found = description.get('GeneratedBy')
+    found = found if isinstance(found, list) else []
+    return [entry for entry in found if isinstance(entry, dict)]
 
 
 def write_dataset_files(settings: Settings, run: str, method: str = '') -> None:
@@ -133,16 +141,17 @@ def _description(settings: Settings, before: Mapping[str, Any]) -> dict[str, Any
     now = {'Name': NAME, 'Version': __version__}
     earlier = [
         {**entry, 'Description': 'Made some of the files.'}
-        for entry in before.get('GeneratedBy', [])
+        for entry in _generators(before)
         if entry.get('Version') != __version__
     ]
+    linked = before.get('DatasetLinks')
     description = {
         'Name': f'{NAME} - registration of {source.get("Name") or settings.bids_dir.name}',
         'BIDSVersion': BIDS_VERSION,
         'DatasetType': 'derivative',
         'GeneratedBy': [now, *earlier],
         'SourceDatasets': [_source(settings.bids_dir, source)],
-        'DatasetLinks': {**before.get('DatasetLinks', {}), **links},
+        'DatasetLinks': {**(linked if isinstance(linked, dict) else {}), **links},
         'HowToAcknowledge': 'See logs/CITATION.md.',
     }
     if source.get('License'):

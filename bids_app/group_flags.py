@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputDataError, NoInputError, UsageError
+from ..errors import InputDataError, UsageError
+from ..reading import read_json
 from ..report_numbers import show
 from .group_table import COLUMNS
 
@@ -141,17 +141,7 @@ def _changes(given: Mapping[str, Any] | str | os.PathLike | None) -> tuple[dict[
     if given is None or isinstance(given, Mapping):
         return dict(given or {}), 'as given'
     path = Path(given)
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError as error:
-        raise NoInputError(
-            f'There is no file "{path}"; expected thresholds as JSON. Check the path.'
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputDataError(
-            f'"{path}" cannot be read as JSON ({error}); expected an object such as '
-            '{"dice_after_min": 0.7}. Correct the file.'
-        ) from error
+    content = read_json(path, 'thresholds as JSON, such as {"dice_after_min": 0.7}')
     if not isinstance(content, dict):
         raise InputDataError(
             f'"{path}" holds a JSON {type(content).__name__}; expected an object such as '

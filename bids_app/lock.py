@@ -137,5 +137,5 @@ def _holder(path: Path) -> str:
     try:
         holder = json.loads(path.read_text(encoding='utf-8'))
         return f'process {holder["process"]} on {holder["host"]}, run {holder["run"]}'
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 'unknown'

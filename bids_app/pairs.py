@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ..errors import NoInputError, NothingSelectedError, UsageError
+from ..errors import NothingSelectedError, UsageError
+from ..reading import read_table
 from .query import Catalogue, Scan, choose_participants, find_participants, shorten
 from .reference import resolve_reference, resolve_scans, subject_of
 from .settings import Settings
@@ -120,16 +120,11 @@ def _selected_rows(settings: Settings, people: Sequence[str]) -> list[tuple[str,
 
 
 def _read_table(path: Path) -> list[tuple[str, str]]:
-    try:
-        with open(path, encoding='utf-8-sig', newline='') as stream:
-            table = csv.DictReader(stream, delimiter='\t')
-            rows = [(row.get('moving'), row.get('fixed')) for row in table]
-    except OSError as error:
-        raise NoInputError(
-            f'The table of pairs "{path}" cannot be opened ({error.strerror}); expected '
-            'to-reference, all, or a TSV file with the columns moving and fixed.'
-        ) from error
-    if not rows or not all(moving and fixed for moving, fixed in rows):
+    expected = 'to-reference, all, or a TSV file with the columns moving and fixed'
+    header, *table = read_table(path, expected) or [[]]
+    columns = [header.index(name) for name in ('moving', 'fixed') if name in header]
+    rows = [tuple(row[column] for column in columns if column < len(row)) for row in table]
+    if not rows or not all(len(row) == 2 and all(row) for row in rows):
         raise UsageError(
             f'The table of pairs "{path}" needs the columns moving and fixed, separated by tabs, '
             'and a value in each row (such as sub-01 and sub-02).'

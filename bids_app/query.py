@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputDataError, NoInputError, NothingSelectedError, UsageError
+from ..reading import MOST_JSON_BYTES, parse_json, read_text
 
 CONFIG = Path(__file__).with_name('bids_config.json')
 """Our own entities for pybids, alone: they know the data type ``ct``, which pybids' do not."""
@@ -241,10 +242,7 @@ class Catalogue:
     def _find(self, layout: Any, query: Mapping[str, Any], name: str) -> dict[str, list[_File]]:
         """Files of every person that match a query and its filters: one look at the index."""
         query = {**query, 'extension': list(IMAGES), **self._filters[name]}
-        try:
-            files = sorted(layout.get(**query), key=lambda file: file.path)
-        except ValueError as error:  # an entity that no configuration knows
-            raise UsageError(f'The filters cannot be used: {error}') from error
+        files = sorted(layout.get(**query), key=lambda file: file.path)
         found: dict[str, list[_File]] = {}
         for file in files:
             entities = file.get_entities()
@@ -262,12 +260,9 @@ def read_filters(path: Path | None, names: Sequence[str]) -> dict[str, dict[str,
     """
     if path is None:
         return {name: {} for name in names}
+    text = read_text(path, 'filters as JSON', MOST_JSON_BYTES)
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except OSError as error:
-        raise NoInputError(
-            f'The filter file "{path}" cannot be opened ({error.strerror}). Check the path.'
-        ) from error
+        content = parse_json(text)
     except ValueError as error:
         raise UsageError(f'The filter file "{path}" is not JSON ({error}).') from error
     wrong = [name for name in content if name not in names] if isinstance(content, dict) else ['']
@@ -276,10 +271,30 @@ def read_filters(path: Path | None, names: Sequence[str]) -> dict[str, dict[str,
             f'The filter file "{path}" has to hold {{query: {{entity: value}}}} with the queries '
             f'{", ".join(names)}; found {", ".join(filter(None, wrong)) or "something else"}.'
         )
+    filters = {name: content.get(name, {}) for name in names}
+    for query in filters.values():
+        for entity, value in query.items():
+            _check_filter(path, entity, value)
     return {
-        name: {entity: _query_value(value) for entity, value in content.get(name, {}).items()}
-        for name in names
+        name: {entity: _query_value(value) for entity, value in query.items()}
+        for name, query in filters.items()
     }
+
+
+def _check_filter(path: Path, entity: str, value: Any) -> None:
+    """What pybids would take for an argument of its own, or hand to its data base, is refused."""
+    known = {one['name'] for one in parse_json(CONFIG.read_text(encoding='utf-8'))['entities']}
+    if entity not in known:
+        raise UsageError(
+            f'The filter file "{path}" names the entity "{entity}", which does not exist; '
+            f'expected some of {", ".join(sorted(known))}.'
+        )
+    values = value if isinstance(value, list) else [value]
+    if not all(one is None or type(one) in (str, int) and len(str(one)) < 1000 for one in values):
+        raise UsageError(
+            f'The filter file "{path}" has {json.dumps(value)} for the entity "{entity}"; '
+            'expected text, a whole number, null, or a list of these.'
+        )
 
 
 def find_table(labels: Path, root: Path | None) -> Path | None:
@@ -306,6 +321,7 @@ def _index(root: Path, subjects: set[str]) -> Any:
     """A pybids layout of the scans, masks and labels of some people; no metadata."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
+    _check_description(root)
     people = '|'.join(re.escape(label) for label in sorted(subjects))
     ignore = [
         re.compile(r'^/(?!sub-)'),
@@ -314,6 +330,27 @@ def _index(root: Path, subjects: set[str]) -> Any:
     ]
     indexer = BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False)
     return BIDSLayout(root, validate=False, config=[str(CONFIG)], indexer=indexer)
+
+
+def _check_description(root: Path) -> None:
+    """Refuse a description that pybids stumbles over; without one, or with no JSON, it goes on."""
+    path = root / 'dataset_description.json'
+    if not os.path.lexists(path):
+        return
+    expected = 'an object as BIDS has it'
+    try:
+        content = parse_json(read_text(path, expected, MOST_JSON_BYTES))
+    except json.JSONDecodeError:
+        return
+    except ValueError as error:
+        raise InputDataError(f'"{path}" cannot be used ({error}); expected {expected}.') from error
+    whole = isinstance(content, dict)
+    makers = content.get('GeneratedBy', []) if whole else []
+    listed = isinstance(makers, list) and all(isinstance(maker, dict) for maker in makers)
+    if not (whole and listed and isinstance(content.get('PipelineDescription', {}), dict)):
+        raise InputDataError(
+            f'"{path}" or its GeneratedBy is of another kind; expected {expected}. Correct it.'
+        )
 
 
 def _same(own: Any, wanted: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,8 +14,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ..errors import InputDataError, NoInputError, UnknownLevelError, UsageError
+from ..errors import InputDataError, UnknownLevelError, UsageError
 from ..files import write_text
+from ..reading import MOST_JSON_BYTES, read_text
 from .resources import available_cpus, available_memory_gb
 
 LEVELS = ('participant', 'group')
@@ -33,6 +35,7 @@ TABLES = ('run', 'settings', 'derivatives', 'thresholds')
 POSITIONAL = ('bids_dir', 'output_dir', 'levels')
 """Settings that a configuration file never provides."""
 
+_LARGEST_SEED = 2**32 - 1
 _UNITS_GB = {'K': 1e-6, 'M': 1e-3, 'G': 1.0, 'T': 1e3}
 
 
@@ -129,15 +132,10 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
+    text = read_text(path, 'a configuration in TOML', MOST_JSON_BYTES)
     try:
-        with open(path, 'rb') as stream:
-            tables = tomllib.load(stream)
-    except OSError as error:
-        raise NoInputError(
-            f'The configuration file "{path}" cannot be opened ({error.strerror}); expected a '
-            'TOML file. Check the path.'
-        ) from error
-    except ValueError as error:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputDataError(
             f'The configuration file "{path}" is not TOML ({error}); expected a file like the '
             'one that each run writes to logs/ in its output folder.'
@@ -147,7 +145,10 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
 
 def _settings_of(tables: Mapping[str, Any], path: Path) -> dict[str, Any]:
     hints = get_type_hints(Settings)
-    values = dict(tables.get('settings', {}))
+    values = tables.get('settings', {})
+    if not isinstance(values, dict):
+        raise UsageError(f'"{path}" has settings = {values!r}; expected a table [settings].')
+    values = dict(values)
     values.update({name: tables[name] for name in ('derivatives', 'thresholds') if name in tables})
     unknown = [name for name in values if name not in hints]
     unknown += [name for name in tables if name not in TABLES]
@@ -215,6 +216,8 @@ def _toml(value: Any) -> str:
 def _typed(value: Any, hint: Any, name: str) -> Any:
     """``value`` as ``hint`` says, or a UsageError."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if isinstance(value, str) and '\0' in value:
+        raise UsageError(f'{name} is {value!r}; expected text without a NUL.')
     if origin in (Union, types.UnionType):
         return _typed(value, arguments[0], name)
     if origin is tuple and isinstance(value, list):
@@ -255,7 +258,8 @@ def _check_choices(settings: Settings) -> None:
         raise UsageError(f'device is "{settings.device}"; expected auto, cpu, cuda or cuda:N.')
     if settings.xfm_grid not in ('auto', 'native') and not _positive(settings.xfm_grid):
         raise UsageError(
-            f'xfm_grid is "{settings.xfm_grid}"; expected auto, native or a spacing in mm.'
+            f'xfm_grid is "{settings.xfm_grid}"; expected auto, native or a '
+            'spacing in mm from 0.1 to 100.'
         )
 
 
@@ -275,7 +279,7 @@ def check_plugin_name(name: str, where: str) -> None:
 
 def _positive(text: str) -> bool:
     try:
-        return float(text) > 0
+        return 0.1 <= float(text) <= 100
     except ValueError:
         return False
 
@@ -285,8 +289,12 @@ def _check_numbers(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and value < lowest:
             raise UsageError(f'{name} is {value}; expected {lowest} or more.')
-    if settings.mem_gb <= 0:
+    if not 0 < settings.mem_gb < math.inf:
         raise UsageError(f'mem_gb is {settings.mem_gb}; expected more than 0.')
+    if settings.random_seed > _LARGEST_SEED:
+        raise UsageError(
+            f'random_seed is {settings.random_seed}; expected at most {_LARGEST_SEED}.'
+        )
     if settings.steps == 0 and settings.weights == 'none':
         raise UsageError(
             'Without weights and with 0 steps the result would be the affine alone; give '

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputDataError
+from ..errors import InputDataError, NePhiError
+from ..reading import MOST_JSON_BYTES, parse_json, read_label_names, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +81,8 @@ def read_pair(path: Path) -> StoredPair:
         The file cannot be read, or does not hold a JSON object.
     """
     try:
-        metrics = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
+        metrics = parse_json(read_text(path, 'metrics', MOST_JSON_BYTES))
+    except (NePhiError, ValueError) as error:
         raise InputDataError(
             f'"{path}" cannot be read ({error}); expected the metrics of a pair as JSON. Remove '
             'it and run that person again.'
@@ -123,12 +122,13 @@ def figure_files(output_dir: Path, pair: StoredPair) -> Iterator[Path]:
 def label_names(pair: StoredPair) -> dict[int, str]:
     """Names of the structures from the table beside the warped labels; {} without one."""
     table = pair.path.with_name(pair.path.name.replace('_metrics.json', '_dseg.tsv'))
-    if not table.is_file():
+    return names_in(table) if table.is_file() else {}
+
+
+def names_in(table: Path) -> dict[int, str]:
+    """Names of structures in a table; a broken one names none, and a warning says so."""
+    try:
+        return read_label_names(table)
+    except NePhiError as error:
+        logger.warning('%s Structures are shown by their numbers.', error)
         return {}
-    with open(table, encoding='utf-8-sig', errors='replace', newline='') as stream:
-        rows = list(csv.DictReader(stream, delimiter='\t'))
-    return {
-        int(row['index']): row['name']
-        for row in rows
-        if (row.get('index') or '').isdigit() and row.get('name')
-    }

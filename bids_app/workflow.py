@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import logging
+import shutil
+import subprocess
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +22,7 @@ from .pairs import Pair
 from .preflight import read_grid
 from .query import space_label
 from .settings import Settings
+from .stored import names_in
 
 logger = logging.getLogger('nephi_pipe')
 
@@ -93,7 +95,9 @@ def init_pair_wf(settings: Settings, pair: Pair) -> Workflow:
     workflow = Workflow(name=pair_node(pair))
     table = pair.moving.label_table or pair.fixed.label_table
     register = init_brain_wf(
-        **_method(settings), mem_gb=pair_memory_gb(pair), label_names=read_label_names(table)
+        **_method(settings),
+        mem_gb=pair_memory_gb(pair),
+        label_names=names_in(table) if table else {},
     )
     inputs = register.get_node('inputnode').inputs
     for side, scan in (('fixed', pair.fixed), ('moving', pair.moving)):
@@ -118,16 +122,18 @@ def init_pair_wf(settings: Settings, pair: Pair) -> Workflow:
 
 def draw_graph(settings: Settings, pair: Pair, path: Path) -> None:
     """Draw one pair's workflow, which all others look like, to ``path`` and beside it."""
-    try:
-        init_pair_wf(settings, pair).write_graph(
-            str(path), graph2use='colored', format='svg', simple_form=True
-        )
-    except OSError as error:
+    # Nipype would hand the path to a shell.
+    init_pair_wf(settings, pair).write_graph(
+        str(path), graph2use='colored', format='dot', simple_form=True
+    )
+    dot = shutil.which('dot')
+    drawn = path.with_suffix('.svg')
+    if dot is None:
         logger.warning(
-            'The workflow is described in "%s" but not drawn, since Graphviz is missing (%s).',
-            path,
-            error,
+            'The workflow is described in "%s" but not drawn: Graphviz is missing.', path
         )
+    elif subprocess.run([dot, '-Tsvg', f'-o{drawn}', str(path)], capture_output=True).returncode:
+        logger.warning('The workflow is described in "%s", but Graphviz cannot draw it.', path)
 
 
 def _method(settings: Settings) -> dict[str, Any]:
@@ -166,17 +172,4 @@ def _facts(settings: Settings) -> dict[str, Any]:
         'device': settings.device,
         'threads': settings.omp_nthreads,
         'sloppy': settings.sloppy,
-    }
-
-
-def read_label_names(table: Path | None) -> dict[int, str]:
-    """Names of structures from a table with the columns ``index`` and ``name``."""
-    if table is None:
-        return {}
-    with open(table, encoding='utf-8-sig', newline='') as stream:
-        rows = list(csv.DictReader(stream, delimiter='\t'))
-    return {
-        int(row['index']): row['name']
-        for row in rows
-        if (row.get('index') or '').isdigit() and row.get('name')
     }

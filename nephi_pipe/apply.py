@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +13,7 @@ import numpy as np
 from .errors import InputDataError, UsageError
 from .files import atomic
 from .geometry import Grid
-from .images import checked_affine, open_image
+from .image_file import checked_affine, open_image, read_voxels
 from .landmarks import read_points, write_points
 from .transforms import (
     INTERPOLATIONS,
@@ -150,20 +150,14 @@ def _stored_type(image: nib.spatialimages.SpatialImage) -> np.dtype:
 
 def _volumes(image: nib.spatialimages.SpatialImage, path: Path) -> Iterator[np.ndarray]:
     shape, count = _shape(image), _volume_count(image)
-    try:
-        if count == 1:
-            yield np.asarray(image.dataobj).reshape(shape[:3])
-            return
-        # One handle for all volumes: a compressed file is then read once and not once a volume.
-        series = type(image).from_filename(path, keep_file_open=True).dataobj
-        for number in range(count):
-            yield np.asarray(series[:, :, :, number]).reshape(shape[:3])
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
-        raise InputDataError(
-            f'"{path}" cannot be read to its end ({reason}); the file is truncated or damaged. '
-            'Copy or download it again.'
-        ) from error
+    if count == 1:
+        yield read_voxels(image.dataobj, path).reshape(shape[:3])
+        return
+    # One handle for all volumes: a compressed file is then read once and not once a volume.
+    series = type(image).from_filename(path, keep_file_open=True).dataobj
+    for number in range(count):
+        one = (slice(None), slice(None), slice(None), number)
+        yield read_voxels(partial(series.__getitem__, one), path).reshape(shape[:3])
 
 
 def _checked(data: np.ndarray, path: str | os.PathLike, interpolation: str) -> np.ndarray:

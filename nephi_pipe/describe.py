@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputDataError, NoInputError
+from .errors import InputDataError, one_line
+from .tensor_file import read_header
 from .transforms import DisplacementField, read_transform
 
 _FORMATS = {
@@ -73,41 +74,40 @@ def _describe_field(field: DisplacementField) -> str:
 
 def _tensors(path: Path) -> Iterator[str]:
     """The header of one of our safetensors files; torch is not needed for it."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.exists():
-        raise NoInputError(
-            f'There is no file "{path}"; expected a field or weights. Check the path.'
-        )
     try:
-        with safe_open(path, framework='np') as stream:
-            parts = [stream.get_slice(name) for name in stream.keys()]  # noqa: SIM118
-            header = json.loads((stream.metadata() or {})['nephi'])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        header, parts = read_header(path, 'a field or weights (.safetensors)')
+    except ValueError as error:
         raise InputDataError(
-            f'"{path}" is not a file that nephi wrote ({type(error).__name__}: {error}); expected '
-            'a field or weights (.safetensors). Copy or make it again.'
+            f'"{path}" is not a file that nephi wrote ({error}); expected a field or weights '
+            '(.safetensors). Copy or make it again.'
         ) from error
-    form = str(header.pop('format', ''))
+    form = header.pop('format')
     numbers = sum(int(np.prod(part.get_shape())) for part in parts)
     kinds = ', '.join(sorted({part.get_dtype() for part in parts}))
-    yield f'{path}: {_FORMATS.get(form, "tensors")} ({form}), {numbers} numbers ({kinds})'
+    yield f'{path}: {_FORMATS.get(form, "tensors")} ({_cut(form)}), {numbers} numbers ({kinds})'
     for key, value in header.items():
         if key == 'affine':
-            yield f'affine: {describe_affine(np.array(value))}'
+            yield f'affine: {_affine(value)}'
         elif key != 'history':
-            yield f'{key}: {_short(value)}'
+            yield f'{_cut(key)}: {_short(value)}'
+
+
+def _affine(value: Any) -> str:
+    try:
+        return describe_affine(np.array(value, dtype=float).reshape(4, 4))
+    except (ValueError, TypeError, OverflowError, np.linalg.LinAlgError):
+        return 'not a matrix'
 
 
 def _short(value: Any) -> str:
     """A value on one line, nested ones on a line each."""
     if isinstance(value, dict):
-        return ''.join(f'\n    {key}: {_cut(inner)}' for key, inner in value.items())
+        return ''.join(f'\n    {_cut(key)}: {_cut(inner)}' for key, inner in value.items())
     return _cut(value)
 
 
 def _cut(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = one_line(value if isinstance(value, str) else json.dumps(value))
     return text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...'
 
 

@@ -7,6 +7,7 @@ evaluated at any resolution, and holds both directions.
 from __future__ import annotations
 
 import json
+import math
 import os
 import zlib
 from dataclasses import asdict
@@ -17,12 +18,15 @@ import numpy as np
 
 from .errors import InputDataError, NoInputError
 from .files import atomic
-from .geometry import Frame, Grid
+from .geometry import Frame, Grid, flaw_of_grid, is_invertible
+from .image_file import MOST_VOXELS
 from .images import Image
+from .tensor_file import read_tensors
 
 if TYPE_CHECKING:
     import torch
 
+    from .field.deformation import NePhiField
     from .result import Registration
 
 FORMAT = 'nephi-field-1'
@@ -74,19 +78,14 @@ def read_field(path: str | os.PathLike) -> Registration:
     InputDataError
         It is damaged or something else.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise NoInputError(f'There is no file "{path}"; expected a field file. Check the path.')
     try:
-        with safe_open(path, framework='pt') as stream:
-            header = json.loads((stream.metadata() or {})['nephi'])
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        header, tensors = read_tensors(path, 'a field file')
         if header['format'] != FORMAT:
-            raise KeyError(header['format'])
+            raise ValueError(f'its format is {header["format"]}')
         return _restore(header, tensors)
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, zlib.error) as error:
+    except (NoInputError, MemoryError):
+        raise
+    except Exception as error:  # whatever is missing, of another type or of another size
         raise InputDataError(
             f'"{path}" is not a field that can be read ({type(error).__name__}: {error}); '
             f'expected a file of the format {FORMAT}. Write it again with "nephi register".'
@@ -94,33 +93,72 @@ def read_field(path: str | os.PathLike) -> Registration:
 
 
 def _restore(header: dict, tensors: dict) -> Registration:
+    """The registration; any error where header and tensors do not make one."""
+    from .result import Registration
+
+    fixed_grid, moving_grid = (_grid(header[f'{side}_grid']) for side in ('fixed', 'moving'))
+    masks = [
+        Image(_unpacked(tensors.pop(f'{side}_mask'), grid.shape), grid)
+        for side, grid in (('fixed', fixed_grid), ('moving', moving_grid))
+    ]
+    affine = np.array(header['affine'], dtype=float)
+    if affine.shape != (4, 4) or not is_invertible(affine) or type(header['inverted']) is not bool:
+        raise ValueError('its affine cannot be used')
+    history, provenance = header['history'], header['provenance']
+    if not isinstance(provenance, dict) or not all(isinstance(step, dict) for step in history):
+        raise ValueError('it does not say how it was made')
+    field = _field(header['config'], tensors)
+    frame = _frame(header['frame'], field)
+    forward = Registration(
+        field,
+        frame,
+        affine,
+        fixed_grid,
+        moving_grid,
+        *masks,
+        history=history,
+        provenance=provenance,
+    )
+    return forward.inverse if header['inverted'] else forward
+
+
+def _grid(found: dict) -> Grid:
+    shape, affine = found['shape'], np.array(found['affine'], dtype=float)
+    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        raise ValueError(f'a grid has the shape {shape}')
+    if math.prod(shape) > MOST_VOXELS:
+        raise ValueError(f'a grid has the shape {shape}')
+    if flaw := flaw_of_grid(shape, affine):
+        raise ValueError(f'a grid has an affine that {flaw}')
+    return Grid(tuple(shape), affine)
+
+
+def _field(config: dict, tensors: dict) -> NePhiField:
     import torch
 
     from .field.config import FieldConfig
     from .field.deformation import NePhiField
-    from .result import Registration
 
-    grids = [
-        Grid(tuple(header[f'{side}_grid']['shape']), np.array(header[f'{side}_grid']['affine']))
-        for side in ('fixed', 'moving')
-    ]
-    masks = [
-        Image(_unpacked(tensors.pop(f'{side}_mask'), grid.shape), grid)
-        for side, grid in zip(('fixed', 'moving'), grids, strict=True)
-    ]
-    field = NePhiField(FieldConfig(**header['config']), torch.Generator())
-    field.load_state_dict({name: value.float() for name, value in tensors.items()})
-    frame = Frame(tuple(header['frame']['center_mm']), header['frame']['scale_mm'])
-    forward = Registration(
-        field,
-        frame,
-        np.array(header['affine']),
-        *grids,
-        *masks,
-        history=header['history'],
-        provenance=header['provenance'],
-    )
-    return forward.inverse if header['inverted'] else forward
+    sizes = FieldConfig(**config)
+    if sizes.ndim != 3:
+        raise ValueError(f'it is a field of {sizes.ndim} axes')
+    # No memory is taken for what a damaged header asks for.
+    with torch.device('meta'):
+        field = NePhiField(sizes, torch.Generator())
+    weights = {name: value.float() for name, value in tensors.items()}
+    field.load_state_dict(weights, assign=True)
+    return field.requires_grad_()
+
+
+def _frame(found: dict, field: NePhiField) -> Frame:
+    frame = Frame(tuple(map(float, found['center_mm'])), float(found['scale_mm']))
+    sides = 2 * frame.scale_mm * field.extent.numpy()
+    box = np.eye(4)
+    box[:3, 3] = frame.center_mm
+    box[[0, 1, 2], [0, 1, 2]] = sides
+    if not (sides > 0).all() or (flaw := flaw_of_grid((1, 1, 1), box)):
+        raise ValueError('its frame ' + (flaw if (sides > 0).all() else 'is empty'))
+    return frame
 
 
 def _half_error_mm(forward: Registration, half: dict) -> float:
@@ -154,8 +192,10 @@ def _packed(mask: np.ndarray) -> torch.Tensor:
 
 
 def _unpacked(packed: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     limit = (size + 7) // 8
     raw = zlib.decompressobj().decompress(packed.numpy().tobytes(), limit)
+    if len(raw) != limit:
+        raise ValueError(f'a mask holds {len(raw)} bytes, expected {limit}')
     bits = np.frombuffer(raw, dtype=np.uint8)
     return np.unpackbits(bits, count=size).reshape(shape).astype(bool)

@@ -57,9 +57,12 @@ def make_folder(folder: str | os.PathLike) -> Path:
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Write a UTF-8 text file atomically."""
+    """Write a UTF-8 text file atomically.
+
+    Halves of surrogate pairs, which JSON from elsewhere may hold, become escapes: valid in JSON.
+    """
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding='utf-8')
+        temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
     return Path(path)
 
 

@@ -16,6 +16,12 @@ import numpy as np
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns a RAS+ point into ITK's LPS+ and back (it is its own inverse)."""
 
+_FINEST_MM = 1e-4
+_LONGEST_MM, _LARGEST_MM3 = 3e3, 2e9
+"""Of a field of view: three metres, two cubic metres; more than a whole body needs."""
+_FURTHEST_MM = 1e5
+"""Of a grid from the world's origin: beyond it single precision loses hundredths of a mm."""
+
 
 def apply_affine(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Map ``points`` of shape (..., 3) by a 4x4 ``affine``.
@@ -34,6 +40,32 @@ def is_invertible(affine: np.ndarray) -> bool:
     (True, False)
     """
     return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-6)
+
+
+def flaw_of_grid(shape: Sequence[int], affine: np.ndarray) -> str:
+    """What is wrong with a grid that a file declares, '' where nothing is.
+
+    Lattices in mm are made over the field of view of a grid: its size is bounded here and their
+    memory thereby.
+
+    >>> flaw_of_grid((64, 64, 64), np.diag([2.0, 2.0, 2.0, 1.0]))
+    ''
+    >>> flaw_of_grid((64, 64, 64), np.diag([2.0, 2.0, 0.0, 1.0]))
+    'is zero, singular or not finite'
+    """
+    affine = np.asarray(affine, dtype=float)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        return 'is zero, singular or not finite'
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not spacing.all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
+        return 'is zero, singular or not finite'
+    extent = spacing * np.array(shape[:3], dtype=float)
+    if spacing.min() < _FINEST_MM or extent.max() > _LONGEST_MM or extent.prod() > _LARGEST_MM3:
+        sizes = ' x '.join(f'{value:.3g}' for value in spacing)
+        return f'makes voxels of {sizes} mm and {extent.max():.3g} mm of space'
+    if np.abs(affine[:3, 3]).max() > _FURTHEST_MM:
+        return f'places it {np.abs(affine[:3, 3]).max():.3g} mm away'
+    return ''
 
 
 def flip_ras_lps(affine: np.ndarray) -> np.ndarray:

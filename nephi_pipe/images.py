@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,16 +10,13 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from .errors import InputDataError, NoInputError
+from .errors import InputDataError
 from .files import atomic
 from .geometry import Grid
+from .image_file import checked_affine as checked_affine
+from .image_file import open_image as open_image
+from .image_file import read_voxels as read_voxels
 from .interpolation import resample_array as resample_array
-
-logger = logging.getLogger(__name__)
-
-FORM_TOLERANCE_MM = 0.5
-"""sform and qform that place a corner further apart than this are reported."""
-
 
 _STORED_AS = {'bool': np.uint8, 'int64': np.int32}
 
@@ -62,11 +57,12 @@ def load_image(path: str | os.PathLike) -> Image:
     NoInputError
         There is no such file.
     InputDataError
-        It is not a NIfTI (or other nibabel) image, is truncated, is not 3D, has an affine that
+        It is not a NIfTI or MGH image, is truncated, is not 3D, has an affine that
         cannot be used, holds values that are not finite, or is the same value everywhere.
     """
     data, grid = _read(Path(path))
-    data = np.asarray(data, dtype=np.float32)
+    with np.errstate(over='ignore'):
+        data = np.asarray(data, dtype=np.float32)
     if not np.isfinite(data).all():
         bad = int(data.size - np.isfinite(data).sum())
         raise InputDataError(
@@ -158,90 +154,7 @@ def _read(path: Path) -> tuple[np.ndarray, Grid]:
             + ('Extract one volume first.' if len(shape) > 3 else 'This tool registers volumes.')
         )
     grid = Grid(shape, checked_affine(image, path))
-    try:
-        data = np.asanyarray(image.dataobj).reshape(shape)
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
-        raise InputDataError(
-            f'"{path}" cannot be read to its end ({reason}); the file is truncated or damaged. '
-            'Copy or download it again.'
-        ) from error
-    if data.dtype.kind not in 'biuf':
-        raise InputDataError(
-            f'"{path}" holds voxels of the type {data.dtype}; expected one real number in every '
-            'voxel. Convert it first (for example to its magnitude or brightness).'
-        )
-    return data, grid
-
-
-def open_image(path: str | os.PathLike) -> nib.spatialimages.SpatialImage:
-    """Open an image file of any number of dimensions; its voxels are not read yet.
-
-    Raises
-    ------
-    NoInputError
-        There is no such file.
-    InputDataError
-        It is not an image.
-    """
-    path = Path(path)
-    if not path.exists():
-        if path.is_symlink():
-            raise NoInputError(
-                f'"{path}" is a link to "{os.readlink(path)}", which is not there; expected the '
-                'file itself. Fetch its content first (for example with "datalad get").'
-            )
-        raise NoInputError(f'There is no file "{path}"; expected an image. Check the path.')
-    try:
-        image = nib.load(path)
-        if isinstance(image, nib.spatialimages.SpatialImage):
-            return image
-        error = f'it is a {type(image).__name__}'
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as found:
-        error = str(found)
-    except (OSError, EOFError, ValueError, zlib.error) as found:
-        error = str(found)
-    raise InputDataError(
-        f'"{path}" is not an image that can be read ({error}); expected NIfTI (.nii, .nii.gz).'
-    )
-
-
-def checked_affine(image: nib.spatialimages.SpatialImage, path: str | os.PathLike) -> np.ndarray:
-    """The sform (or what nibabel takes in its absence), voxel indices to RAS+ mm, shape (4, 4).
-
-    Raises
-    ------
-    InputDataError
-        It cannot be used: zero, singular or not finite.
-    """
-    affine = np.asarray(image.affine, dtype=float)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0) if np.isfinite(affine).all() else np.zeros(3)
-    if not spacing.all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 0.1:
-        raise InputDataError(
-            f'"{path}" has an affine that is zero, singular or not finite; expected one that '
-            'places its voxels in the world. Repair the header (sform) and try again.'
-        )
-    _report_different_forms(image, affine, path)
-    return affine
-
-
-def _report_different_forms(
-    image: nib.spatialimages.SpatialImage, affine: np.ndarray, path: str | os.PathLike
-) -> None:
-    if not isinstance(image, nib.Nifti1Image):
-        return
-    qform, code = image.get_qform(coded=True)
-    if not code or not image.header['sform_code']:
-        return
-    grid = Grid(image.shape[:3], affine)
-    apart = np.abs(Grid(image.shape[:3], qform).corners() - grid.corners()).max()
-    if apart > FORM_TOLERANCE_MM:
-        logger.warning(
-            'sform and qform of "%s" place it up to %.1f mm apart; the sform is used, and what is '
-            'written carries both equal.',
-            path,
-            apart,
-        )
+    return read_voxels(image.dataobj, path).reshape(shape), grid
 
 
 def foreground(image: Image) -> np.ndarray:

@@ -7,9 +7,10 @@ ITK's HDF5TransformIO, TxtTransformIO and MatlabTransformIO.
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -17,10 +18,13 @@ from typing import TypeAlias
 import nibabel as nib
 import numpy as np
 
-from .errors import InputDataError, NoInputError
+from .errors import InputDataError, NePhiError
 from .files import atomic, write_text
-from .geometry import LPS_FROM_RAS, Grid, flip_ras_lps
-from .images import checked_affine, open_image, save_image
+from .geometry import LPS_FROM_RAS, Grid, flaw_of_grid, flip_ras_lps
+from .image_file import MOST_VOXELS, checked_affine, open_image, read_voxels
+from .images import save_image
+from .itk_binary import Stored, read_h5, read_mat
+from .reading import existing_file, read_text
 
 _VECTOR_INTENT = 1007
 _TO_LPS = np.array([-1, -1, 1], dtype=np.float32)
@@ -62,7 +66,7 @@ def read_steps(path: str | os.PathLike) -> list[Step]:
     path = Path(path)
     if path.name.endswith(('.nii', '.nii.gz')):
         return [_read_field_image(path)]
-    readers = {'.h5': _h5_records, '.mat': _mat_records, '.txt': _records, '.tfm': _records}
+    readers = {'.h5': read_h5, '.mat': read_mat, '.txt': _text_file, '.tfm': _text_file}
     if path.suffix not in readers:
         raise unusable(
             path,
@@ -70,12 +74,13 @@ def read_steps(path: str | os.PathLike) -> list[Step]:
             '.h5, .nii.gz, .txt, .tfm, .mat or .safetensors',
             'Check that the right file was given.',
         )
-    if not path.exists():
-        raise NoInputError(f'There is no file "{path}"; expected a transform. Check the path.')
+    existing_file(path, 'a transform')
     try:
-        records = readers[path.suffix](path)
+        records = [Record(*stored) for stored in readers[path.suffix](path)]
         return [_step(record, path) for record in _in_order(records, path)]
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
+    except (NePhiError, MemoryError):
+        raise
+    except Exception as error:  # a parser of foreign bytes stumbles in many ways
         raise unusable(
             path,
             f'cannot be read as an ITK transform ({_short(error)})',
@@ -136,13 +141,17 @@ def _step(record: Record, path: Path) -> Step:
 
 
 def _displacement(record: Record) -> tuple[np.ndarray, Grid]:
-    shape = tuple(record.fixed[:3].astype(int))
+    if record.fixed.size < 18 or not (abs(record.fixed[:3]) <= MOST_VOXELS).all():
+        raise ValueError('the displacement field has no sizes')
+    shape = tuple(record.fixed[:3].astype(int).tolist())
+    if min(shape) < 1 or 3 * math.prod(shape) != record.parameters.size:
+        raise ValueError(f'{record.parameters.size} numbers for a field of the shape {shape}')
     origin, spacing, direction = np.split(record.fixed[3:18], [3, 6])
     affine = np.eye(4)
     affine[:3, :3] = direction.reshape(3, 3) * spacing
     affine[:3, 3] = origin
-    if abs(np.linalg.det(affine)) < 1e-9:
-        raise ValueError('the axes of the displacement field are singular')
+    if flaw := flaw_of_grid(shape, affine):
+        raise ValueError(f'the displacement field has an affine that {flaw}')
     vectors = record.parameters.reshape(*shape[::-1], 3).transpose(2, 1, 0, 3)
     return vectors * _TO_LPS, Grid(shape, LPS_FROM_RAS @ affine)
 
@@ -183,54 +192,22 @@ _AFFINES: dict[str, tuple[int, Callable]] = {
 """Number of parameters, and how a matrix and a shift are made of them."""
 
 
-def _h5_records(path: Path) -> list[Record]:
-    import h5py
-
-    with h5py.File(path, 'r') as file:
-        groups = file['TransformGroup']
-        return [_h5_record(groups[key]) for key in sorted(groups, key=int)]
-
-
-def _h5_record(group) -> Record:
-    def numbers(*names: str) -> np.ndarray:
-        found = [group[name][()] for name in names if name in group]
-        return np.ravel(found[0]) if found else np.zeros(0)
-
-    name = group['TransformType'][()]
-    name = name if isinstance(name, bytes) else name[0]
-    # ITK before version 5 wrote 'Tranform'.
-    return Record(
-        name.decode(),
-        numbers('TransformParameters', 'TranformParameters'),
-        numbers('TransformFixedParameters', 'TranformFixedParameters').astype(float),
-    )
-
-
-def _mat_records(path: Path) -> list[Record]:
-    from scipy.io import loadmat
-
-    content = loadmat(path)
-    names = [name for name in content if re.search(r'_(double|float)_\d+_\d+$', name)]
-    fixed = np.ravel(content.get('fixed', ()))
-    return [Record(name, np.ravel(content[name]), fixed.astype(float)) for name in names]
-
-
-def _records(path: Path) -> list[Record]:
+def _text_file(path: Path) -> list[Stored]:
     """The transforms of a text file."""
-    text = path.read_text(encoding='utf-8')
+    text = read_text(path, 'a transform')
     if not text.startswith('#Insight Transform File'):
         raise ValueError('the line "#Insight Transform File V1.0" is missing')
-    return list(_text_records(text))
+    blocks = re.split(r'^#\s*Transform.*$', text, flags=re.MULTILINE)[1:]
+    return [_text_step(block) for block in blocks]
 
 
-def _text_records(text: str) -> Iterator[Record]:
-    for block in re.split(r'^#\s*Transform.*$', text, flags=re.MULTILINE)[1:]:
-        entries = dict(line.split(':', 1) for line in block.splitlines() if ':' in line)
-        numbers = {
-            key: np.array(entries.get(key, '').split(), dtype=float)
-            for key in ('Parameters', 'FixedParameters')
-        }
-        yield Record(entries['Transform'].strip(), *numbers.values())
+def _text_step(block: str) -> Stored:
+    entries = dict(line.split(':', 1) for line in block.splitlines() if ':' in line)
+    parameters, fixed = (
+        np.array(entries.get(key, '').split(), dtype=float)
+        for key in ('Parameters', 'FixedParameters')
+    )
+    return entries['Transform'].strip(), parameters, fixed
 
 
 def _read_field_image(path: Path) -> tuple[np.ndarray, Grid]:
@@ -243,18 +220,12 @@ def _read_field_image(path: Path) -> tuple[np.ndarray, Grid]:
             f'a displacement field of shape (X, Y, Z, 1, 3), intent {_VECTOR_INTENT}, LPS+ mm',
             'Convert it with the tool that wrote it, or give the transform as .h5.',
         )
-    try:
-        vectors = np.asarray(image.dataobj[..., 0, :], dtype=np.float32)
-    except (OSError, ValueError, EOFError) as error:
-        raise unusable(
-            path,
-            f'cannot be read to its end ({_short(error)})',
-            'a complete file',
-            'Copy it again.',
-        ) from error
+    affine = checked_affine(image, path)
+    with np.errstate(over='ignore'):
+        vectors = read_voxels(lambda: image.dataobj[..., 0, :], path).astype(np.float32)
     if not np.isfinite(vectors).all():
         raise unusable(path, 'holds numbers that are not finite', 'numbers', 'Make it again.')
-    return vectors * _TO_LPS, Grid(image.shape[:3], checked_affine(image, path))
+    return vectors * _TO_LPS, Grid(image.shape[:3], affine)
 
 
 _CHUNK = 1 << 20

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from .errors import InputDataError, NoInputError
+from .errors import InputDataError
 from .files import write_text
+from .reading import read_table
 
 _AXES = ('x', 'y', 'z')
 
@@ -50,17 +49,7 @@ def read_points(path: str | os.PathLike) -> PointTable:
         It has no columns x, y, z, or a row without three finite numbers.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding='utf-8-sig')
-    except FileNotFoundError:
-        raise NoInputError(
-            f'There is no file "{path}"; expected a table of points. Check the path.'
-        ) from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputDataError(
-            f'"{path}" cannot be read as text ({error}); expected a tab-separated table.'
-        ) from error
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter='\t') if any(row)]
+    rows = read_table(path, 'a tab-separated table of points')
     header = rows[0] if rows else []
     names = [name.strip().lower() for name in header]
     if any(names.count(axis) != 1 for axis in _AXES):

@@ -6,6 +6,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+_LARGE_LABEL = 1 << 16
+
 
 def dice(a: np.ndarray, b: np.ndarray) -> dict[int, float]:
     """Dice overlap 2 |A n B| / (|A| + |B|) of each label that is present in either map.
@@ -57,8 +59,17 @@ def hd95_mm(a: np.ndarray, b: np.ndarray, spacing: np.ndarray) -> dict[int, floa
 
 
 def _boxes(labels: np.ndarray) -> dict[int, tuple[slice, ...]]:
-    found = ndimage.find_objects(labels)
-    return {label: box for label, box in enumerate(found, start=1) if box is not None}
+    if labels.max(initial=0) <= _LARGE_LABEL:
+        found = ndimage.find_objects(labels)
+        return {label: box for label, box in enumerate(found, start=1) if box is not None}
+    # One place in a list for each number up to the largest label would be gigabytes.
+    values, compact = np.unique(labels, return_inverse=True)
+    found = ndimage.find_objects(compact.reshape(labels.shape) + 1)
+    return {
+        int(label): box
+        for label, box in zip(values, found, strict=True)
+        if label > 0 and box is not None
+    }
 
 
 def _union(a: tuple[slice, ...], b: tuple[slice, ...]) -> tuple[slice, ...]:

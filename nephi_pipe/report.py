@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import InputDataError
 from .files import make_folder, write_text
+from .reading import existing_file
 from .report_charts import curve_chart, dice_chart, read_chart_note
 from .report_drawing import read_note
 from .report_html import ORIENTATION, Figure, escape, figure_list, flip, page, section, table
@@ -79,21 +80,24 @@ def load_figure(path: str | os.PathLike) -> Figure:
     """
     path = Path(path)
     try:
+        existing_file(path, 'a figure')
         note = read_chart_note(path) if path.suffix == '.svg' else read_note(path)
-        blocks = tuple(_block(block) for block in note.get('blocks', ()))
+        blocks = tuple(_block(block, *note['size']) for block in note.get('blocks', ()))
         return Figure(str(note['key']), str(note['title']), str(note['caption']), path, blocks)
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # parsers of foreign bytes stumble in many ways
         raise InputDataError(
             f'"{path}" is not a figure of a report (no title and caption inside); expected a PNG '
             'or SVG written by this tool. Remove it or run the pair again.'
         ) from error
 
 
-def _block(block: Mapping[str, Any]) -> dict[str, Any]:
+def _block(block: Mapping[str, Any], width: int, height: int) -> dict[str, Any]:
     """A block of a picture with its parts checked."""
     left, top, right, bottom = (int(edge) for edge in block['box'])
-    if not 0 <= right - left <= 1 << 14 or not 0 <= bottom - top <= 1 << 14:
-        raise ValueError('a block of the picture has no sensible size')
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError('a block of the picture lies beyond its edges')
     places = [float(place) for place in block['at_mm']]
     return {'name': str(block['name']), 'box': [left, top, right, bottom], 'at_mm': places}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from .reading import read_text
 from .report_html import escape
 from .report_numbers import find, label_name, labels_of
 
@@ -23,6 +24,7 @@ _STYLE = (
     '@media(prefers-color-scheme:dark){text{fill:#e6ebf0}.s{fill:#a3b0be}.g{stroke:#303b47}'
     '.a{fill:#4cc3ce}.b{fill:#7d8998}.l{stroke:#4cc3ce}.m{stroke:#ffb35c}.v{fill:#a3b0be}}'
 )
+_MOST_BYTES = 1 << 23
 _WIDTH = 440
 _MAX_POINTS = 400
 
@@ -95,7 +97,7 @@ def curve_chart(history: Sequence[Mapping[str, Any]]) -> str:
 
 def read_chart_note(path: Path) -> dict[str, str]:
     """Key, title and caption of an SVG chart."""
-    root = ElementTree.parse(path).getroot()
+    root = ElementTree.fromstring(read_text(path, 'a chart', _MOST_BYTES))
     space = '{http://www.w3.org/2000/svg}'
     return {
         'key': root.attrib['data-key'],

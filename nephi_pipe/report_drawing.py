@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from .files import atomic
 from .images import Image
+from .reading import parse_json
 from .report_slices import PLANES, Layout, sample
 
 FIXED_COLOUR, MOVED_COLOUR = '#6cc4f5', '#ffa62b'
@@ -20,6 +21,7 @@ LEGEND = (660, 74)
 """Width and height in pixels of the strip below the slices for a legend."""
 
 _TEXT = {'color': '#f2f5f7', 'fontsize': 14.5, 'family': 'DejaVu Sans'}
+_MOST_PIXELS = 1 << 25
 _NOTE = 'nephi-report'
 
 
@@ -160,20 +162,23 @@ class Picture:
 
 
 def read_note(path: Path) -> dict:
-    """What ``Picture.save`` wrote into a PNG: key, title, caption, blocks; {} for others.
+    """What ``Picture.save`` wrote into a PNG, and its size; {} for others.
 
-    The pixels are read too: a damaged picture raises OSError here, not when it is shown.
+    The pixels are read too: a damaged picture raises OSError or SyntaxError here, not when it is
+    shown, and one that is far larger than ours ValueError before it is read.
     """
     from PIL import Image as Pillow
 
-    with Pillow.open(path) as image:
+    with Pillow.open(path, formats=['PNG']) as image:
+        if image.width * image.height > _MOST_PIXELS:
+            raise ValueError(f'a picture of {image.width} x {image.height} pixels')
         image.load()
         text = getattr(image, 'text', {}).get(_NOTE, '')
     try:
-        note = json.loads(text)
+        note = parse_json(text)
     except ValueError:
         return {}
-    return note if isinstance(note, dict) else {}
+    return {**note, 'size': image.size} if isinstance(note, dict) else {}
 
 
 def label_outlines(layout: Layout, labels: Image) -> list[np.ndarray]:

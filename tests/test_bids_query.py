@@ -99,7 +99,9 @@ def test_filters(data, tmp_path, filters, expected):
         ('{"T1w": {}}', 'with the queries t1w, dseg, mask; found T1w'),
         ('{"t1w": "x"}', 'has to hold'),
         ('{', 'is not JSON'),
-        ('{"t1w": {"colour": "red"}}', 'The filters cannot be used'),
+        ('{"t1w": {"colour": "red"}}', 'entity "colour", which does not exist'),
+        ('{"t1w": {"return_type": "id"}}', 'entity "return_type", which does not exist'),
+        ('{"t1w": {"run": 1.5}}', 'expected text, a whole number'),
     ],
 )
 def test_bad_filter_files(data, tmp_path, text, words):
@@ -123,7 +125,7 @@ def test_bad_filter_files(data, tmp_path, text, words):
         ({'reference': '/no/t.nii.gz'}, NoInputError, 'no reference file "/no/t.nii.gz"'),
         ({'reference': 'sub-03', 'participant_label': ('03',)}, NothingSelectedError,
          'not registered to itself'),
-        ({'pairs': 'missing.tsv'}, NoInputError, 'table of pairs "missing.tsv" cannot be opened'),
+        ({'pairs': 'missing.tsv'}, NoInputError, 'There is no file "missing.tsv"'),
         ({'derivatives': {'seg': '/nowhere'}}, NoInputError, 'derivatives seg are to be in'),
     ],
 )  # fmt: skip

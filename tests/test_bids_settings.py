@@ -83,7 +83,7 @@ def test_defaults(tmp_path, monkeypatch):
         ([*BASE, '--device', 'tpu'], 64, 'expected auto, cpu, cuda or cuda:N'),
         ([*BASE, '--weights', 'none', '--steps', '0'], 64, 'the affine alone'),
         (['ds', 'out', 'participant', 'session'], 17, 'There is no analysis level "session"'),
-        ([*BASE, '--config-file', 'missing.toml'], 66, '"missing.toml" cannot be opened'),
+        ([*BASE, '--config-file', 'missing.toml'], 66, 'There is no file "missing.toml"'),
         (['ds', 'ds', 'participant'], 64, 'is the input data set itself'),
         (['ds', 'ds/../ds/', 'participant'], 64, 'is the input data set itself'),
         (['ds', 'ds/sub-01/out', 'participant'], 64, "lies among the input's own data"),

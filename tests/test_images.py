@@ -138,7 +138,7 @@ def test_what_is_not_an_image(content, name, tmp_path):
 
 def test_a_surface_is_not_a_volume(tmp_path):
     nib.save(nib.gifti.GiftiImage(), tmp_path / 'x.surf.gii')
-    refused(load_image, tmp_path / 'x.surf.gii', 'it is a GiftiImage')
+    refused(load_image, tmp_path / 'x.surf.gii', 'those of something else')
 
 
 def test_missing_files_folders_and_broken_links(tmp_path):
@@ -146,7 +146,7 @@ def test_missing_files_folders_and_broken_links(tmp_path):
     os.symlink('../.git/annex/objects/gone', tmp_path / 'link.nii.gz')
     message = 'is a link to "../.git/annex/objects/gone", which is not there.*datalad get'
     refused(load_image, tmp_path / 'link.nii.gz', message, NoInputError)
-    refused(load_image, tmp_path, 'is not an image that can be read')
+    refused(load_image, tmp_path, 'is a folder; expected an image', NoInputError)
 
 
 @pytest.mark.parametrize('shape', [(40, 36), (40, 36, 1), (1, 36, 30), (40, 36, 30, 2)])

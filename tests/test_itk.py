@@ -202,7 +202,7 @@ REFUSED = {
     'bytes for text': (
         'x.tfm',
         lambda path: path.write_bytes(bytes(range(256))),
-        'cannot be read as an ITK transform',
+        'cannot be read as text',
     ),
     'an empty file': ('x.h5', lambda path: path.touch(), 'cannot be read as an ITK transform'),
     'foreign HDF5': (
@@ -212,8 +212,13 @@ REFUSED = {
     ),
     'a foreign mat': (
         'x.mat',
-        lambda path: savemat(path, {'matrix': np.eye(4)}),
+        lambda path: savemat(path, {'matrix': np.eye(4)}, format='4'),
         'holds 0 transforms',
+    ),
+    'a later mat': (
+        'x.mat',
+        lambda path: savemat(path, {'AffineTransform_double_3_3': np.eye(4)}),
+        'it is not of version 4',
     ),
     'another suffix': ('x.lta', lambda path: path.touch(), 'is not a name of a transform file'),
 }

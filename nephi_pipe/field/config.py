@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+
+from ..errors import UsageError
+
+READINGS = ('linear', 'cubic')
+
+_BOUNDS = {
+    'ndim': (2, 3),
+    'frequencies': (1, 1 << 14),
+    'width': (1, 1 << 14),
+    'hidden_layers': (0, 64),
+    'global_channels': (0, 1 << 14),
+    'local_channels': (0, 1 << 14),
+    'local_size': (2, 1 << 10),
+}
+"""Sizes beyond these come from a damaged file."""
+
+_MOST_FREQUENCY = 1e4
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,11 @@ class FieldConfig:
         How the local code is read between its nodes: 'linear' as published, or 'cubic', which
         makes the whole map smooth to the second derivative.
 
+    Raises
+    ------
+    UsageError
+        A size that cannot be.
+
     >>> FieldConfig().code_channels
     64
     """
@@ -46,6 +69,28 @@ class FieldConfig:
     local_channels: int = 32
     local_size: int = 22
     code_reading: str = 'linear'
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise UsageError(
+                    f"The field's {name} is {value!r}; expected a whole number from {least} to "
+                    f'{most}.'
+                )
+        for name in ('frequency_scale', 'omega_first', 'omega'):
+            value = getattr(self, name)
+            known = isinstance(value, int | float) and math.isfinite(value)
+            if not known or not 0 < value <= _MOST_FREQUENCY:
+                raise UsageError(
+                    f"The field's {name} is {value!r}; expected a number above 0 and at most "
+                    f'{_MOST_FREQUENCY:g}.'
+                )
+        if self.code_reading not in READINGS:
+            raise UsageError(
+                f"The field's code is read as {self.code_reading!r}; expected one of "
+                f'{", ".join(READINGS)}.'
+            )
 
     @property
     def code_channels(self) -> int:

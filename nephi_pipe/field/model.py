@@ -19,6 +19,9 @@ from .encoder import Encoder, EncoderConfig
 from .latent import LatentCode
 from .siren import ModulatedSiren, draw_frequencies
 
+MOST_MM = 3000.0
+"""The largest scale of a model; others come from a damaged file."""
+
 _FINEST_NODES = 200
 """At most so many samples along an axis when an image is averaged onto the encoder's cube."""
 
@@ -65,13 +68,12 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of :meth:`as_dict`; TypeError or KeyError where something is amiss."""
-        return cls(
-            FieldConfig(**values['field']),
-            EncoderConfig(**values['encoder']),
-            float(values['scale_mm']),
-            values['modality'],
-        )
+        """The inverse of :meth:`as_dict`; any error where something is amiss."""
+        scale_mm, modality = float(values['scale_mm']), values['modality']
+        if not 0 < scale_mm <= MOST_MM or not isinstance(modality, str):
+            raise ValueError(f'a scale of {scale_mm} mm, the modality {modality!r}')
+        field, encoder = FieldConfig(**values['field']), EncoderConfig(**values['encoder'])
+        return cls(field, encoder, scale_mm, modality)
 
 
 class NePhiModel(nn.Module):

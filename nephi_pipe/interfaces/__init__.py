@@ -1,4 +1,7 @@
-"""Nipype interfaces: thin; each reads files, calls the engine once and writes files."""
+"""Nipype interfaces: thin; each reads files, calls the engine once and writes files.
+
+Those that stand in the place of ANTs' are in :mod:`nephi_pipe.interfaces.ants`.
+"""
 
 from .apply import ApplyTransform
 from .evaluate import EvaluateRegistration, PairReport

@@ -17,7 +17,7 @@ from .common import given
 
 
 class ConformInputSpec(BaseInterfaceInputSpec):
-    image = File(exists=True, mandatory=True, desc='3D image in any format that nibabel reads')
+    image = File(exists=True, mandatory=True, desc='3D image, NIfTI or MGH')
     mask = File(exists=True, desc='mask on the grid of the image')
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputDataError, NoInputError
+from ..errors import InputDataError
 from ..field.model import ModelConfig, NePhiModel
 from ..files import atomic
+from ..tensor_file import read_tensors as _read_tensors
 
 FORMAT = 'nephi-weights-1'
 
@@ -96,24 +97,15 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Any], di
     InputDataError
         It is truncated, damaged or of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise NoInputError(
-            f'There is no file "{path}"; expected a checkpoint (.safetensors). Check the path.'
-        )
     try:
-        with safe_open(path, framework='pt') as stream:
-            header = json.loads((stream.metadata() or {})['nephi'])
-            found = header['format']
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        header, tensors = _read_tensors(path, 'a checkpoint (.safetensors)')
+    except ValueError as error:
         raise InputDataError(
-            f'"{path}" is not a checkpoint that can be read ({_first_line(error)}); expected a '
-            f'file of the format {kind}. The file is truncated, damaged or something else: copy '
-            'or make it again.'
+            f'"{path}" is not a checkpoint that can be read ({error}); expected a file of the '
+            f'format {kind}. The file is truncated, damaged or something else: copy or make it '
+            'again.'
         ) from error
+    found = header['format']
     if found != kind:
         raise InputDataError(
             f'"{path}" has the format {found}; expected {kind}. Give a file that "nephi train" '

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import NePhiError, UsageError
 from ..files import sha256, write_json
-from ..geometry import Frame, apply_affine
+from ..geometry import Frame, apply_affine, is_invertible
 from ..images import Image, check_same_grid, load_image, load_labels, load_mask
 from ..learning import affine as affine_stage
 from ..learning.volume import Volume
 from ..presets import Preset
 from ..presets.preparation import Prepared, feature_channels, frame_of, prepare
+from ..reading import MOST_JSON_BYTES, parse_json, read_text
 
 FilePath = str | os.PathLike
 
@@ -178,9 +178,11 @@ class _Affines:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._known = json.loads(path.read_text(encoding='utf-8'))
-        except (OSError, ValueError):
-            self._known = {}
+            found = parse_json(read_text(path, 'affines', MOST_JSON_BYTES))
+        except (NePhiError, ValueError):
+            found = {}
+        found = found.items() if isinstance(found, dict) else ()
+        self._known = {key: value for key, value in found if _is_affine(value)}
 
     def between(
         self, first_files: Files, first: Prepared, other_files: Files, other: Prepared
@@ -277,6 +279,14 @@ def scale_of(subjects: Sequence[Subject], margin_mm: float) -> float:
     """A scale in mm for the frames of all pairs: a tenth more than the largest subject needs."""
     sizes = [Frame.around(one.mask_points(), margin_mm).scale_mm for one in subjects]
     return float(np.ceil(_RESERVE * max(sizes)))
+
+
+def _is_affine(value: object) -> bool:
+    try:
+        matrix = np.array(value, dtype=float)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return matrix.shape == (4, 4) and is_invertible(matrix)
 
 
 def _mean_dice(a: np.ndarray, b: np.ndarray) -> float:

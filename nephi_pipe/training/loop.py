@@ -169,27 +169,37 @@ class TrainingRun:
         InputDataError
             It does not hold what its header says.
         """
-        self._check_same(header, epochs)
-        model: dict[str, Tensor] = {}
-        moments: dict[int, dict[str, Tensor]] = {}
         try:
-            for name, value in tensors.items():
-                kind, rest = name.split('.', 1)
-                if kind == 'model':
-                    model[rest] = value
-                else:
-                    index, key = rest.split('.')
-                    moments.setdefault(int(index), {})[key] = value
-            self.model.load_state_dict(model)
-            groups = self.optimiser.state_dict()['param_groups']
-            self.optimiser.load_state_dict({'state': moments, 'param_groups': groups})
-        except (KeyError, ValueError, RuntimeError) as error:
+            self._check_same(header, epochs)
+            self._take_over(tensors)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise InputDataError(
                 f'"{self.folder / STATE}" does not hold what its header says '
                 f'({str(error).splitlines()[0]}); expected the file as it was written. Remove it '
                 'and train anew.'
             ) from error
         self.history = header['history']
+
+    def _take_over(self, tensors: dict[str, Tensor]) -> None:
+        """Weights and Adam's moments; any error where they are not those of this training."""
+        model: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            kind, rest = name.split('.', 1)
+            if kind == 'model':
+                model[rest] = value
+            else:
+                index, key = rest.split('.')
+                moments.setdefault(int(index), {})[key] = value
+        parameters = list(self.model.parameters())
+        for index, found in moments.items():
+            shapes = {name: value.shape for name, value in found.items()}
+            shape = parameters[index].shape if 0 <= index < len(parameters) else None
+            if shapes != {'step': torch.Size(()), 'exp_avg': shape, 'exp_avg_sq': shape}:
+                raise ValueError(f'the moments {index} do not fit the architecture')
+        self.model.load_state_dict(model)
+        groups = self.optimiser.state_dict()['param_groups']
+        self.optimiser.load_state_dict({'state': moments, 'param_groups': groups})
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a training to go on."""
@@ -200,6 +210,9 @@ class TrainingRun:
         }
 
     def _check_same(self, header: dict[str, Any], epochs: int) -> None:
+        history = header['history']
+        if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+            raise ValueError('its history is no list of epochs')
         ours = {**self._identity(), **asdict(self.settings)}
         theirs = {**header, **header['settings']}
         other = [name for name in ours if name != 'settings' and theirs.get(name) != ours[name]]
@@ -208,7 +221,7 @@ class TrainingRun:
                 f'"{self.folder / STATE}" belongs to a training with other {", ".join(other)}; '
                 'expected the same as now. Choose another folder, or start anew without resuming.'
             )
-        done = len(header['history'])
+        done = len(history)
         if done > epochs:
             raise UsageError(
                 f'"{self.folder / STATE}" has {done} epochs behind it, expected at most the '
