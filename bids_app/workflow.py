@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nipype.pipeline.engine import Node, Workflow
@@ -15,7 +17,7 @@ from .. import __version__
 from ..workflows.brain import init_brain_wf
 from ..workflows.pair import OUTPUTS
 from ..workflows.resources import estimate_memory_gb
-from .derivatives import PairSink, SubjectReport
+from .derivatives import PairSink, SubjectReport, copy_file
 from .names import Names
 from .pairs import Pair
 from .preflight import read_grid
@@ -52,7 +54,7 @@ def build_workflow(settings: Settings, pairs: Sequence[Pair], run: str) -> Workf
     run
         Name of this run; crash files go to ``OUT/sub-XX/log/<run>/``.
     """
-    workflow = Workflow(name=NAME, base_dir=str(settings.work_dir))
+    workflow = Workflow(name=NAME, base_dir=str(settings.own_work_dir))
     workflow.config = {'execution': _execution(settings)}
     for label, own in groupby(pairs, key=lambda pair: pair.moving.subject):
         person = _person_workflow(settings, label, list(own))
@@ -118,16 +120,22 @@ def init_pair_wf(settings: Settings, pair: Pair) -> Workflow:
 
 def draw_graph(settings: Settings, pair: Pair, path: Path) -> None:
     """Draw one pair's workflow, which all others look like, to ``path`` and beside it."""
-    try:
-        init_pair_wf(settings, pair).write_graph(
-            str(path), graph2use='colored', format='svg', simple_form=True
-        )
-    except OSError as error:
-        logger.warning(
-            'The workflow is described in "%s" but not drawn, since Graphviz is missing (%s).',
-            path,
-            error,
-        )
+    with TemporaryDirectory(prefix='graph-', dir=settings.own_work_dir) as scratch:
+        try:
+            init_pair_wf(settings, pair).write_graph(
+                os.path.join(scratch, path.name),
+                graph2use='colored',
+                format='svg',
+                simple_form=True,
+            )
+        except OSError as error:
+            logger.warning(
+                'The workflow is described in "%s" but not drawn, since Graphviz is missing (%s).',
+                path,
+                error,
+            )
+        for file in sorted(Path(scratch).iterdir()):
+            copy_file(file, path.parent / file.name)
 
 
 def _method(settings: Settings) -> dict[str, Any]:
