@@ -8,6 +8,8 @@ import sys
 BENCHMARKS = {
     'brain': 'real brains beside Greedy and ANTs SyN: overlap, folds, time, memory',
     'affine-poses': 'the affine initialisation from random poses',
+    'scale': 'a data set of a thousand people: indexing, dry run, workflow, group level',
+    'overhead': 'what the pipeline adds to the computation of a pair',
 }
 
 

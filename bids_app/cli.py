@@ -194,6 +194,11 @@ def _add_resources(group: Any) -> None:
         '-w', '--work-dir', type=Path, metavar='DIR',
         help='intermediate files, kept to go on later (default: ./work)',
     )  # fmt: skip
+    group.add_argument(
+        '--clean-workdir',
+        action='store_true',
+        help='remove the intermediate files of this run once all of it has succeeded',
+    )
 
 
 def _add_control(group: Any) -> None:

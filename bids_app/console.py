@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError, one_line
@@ -37,11 +37,22 @@ class _Format(logging.Formatter):
         return f'{clock} {level}{text}'
 
 
+class _LogFile(logging.FileHandler):
+    """A log on a disk that is full says nothing of it: the run itself does, in one sentence."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Keep what is said during a run in a file too."""
     try:
-        handler = logging.FileHandler(make_folder(path.parent) / path.name, encoding='utf-8')
+        handler = _LogFile(make_folder(path.parent) / path.name, encoding='utf-8')
     except OSError as error:
         raise OutputError(f'The log "{path}" cannot be written ({error.strerror}).') from error
     handler.setFormatter(_Format())

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import NePhiError, OutputError
-from ..files import write_text
+from ..files import remove_leftovers, write_text
 from ..reading import MOST_JSON_BYTES, parse_json, read_text
 from .lock import hold
 from .reference import MNI
@@ -27,6 +27,10 @@ BIDS_VERSION = '1.10.0'
 IGNORED = ('*.html', 'figures', 'log', '*_xfm.*', '*_metrics.*', '*_jacobian.*')
 """What BIDS has no rule for yet. A folder's pattern must not end in a slash: the validator would
 not heed it."""
+
+OF_ALL = ('dataset_description.json', '.bidsignore', 'descriptions.tsv', 'README.md',
+          'logs/CITATION.md', 'logs/*.toml', 'logs/*_graph.*')  # fmt: skip
+"""Files that every run writes, one at a time."""
 
 DESCRIPTIONS = """\
 desc_id\tdescription
@@ -44,6 +48,10 @@ README = """\
   determinants, and the scores.
 * `logs/`: the settings of each run, what it said, and what to cite.
 """
+
+MOST_WAIT_S = 120.0
+"""How long a run waits for its turn at these files: hundreds of an array may start at once, and
+each takes a moment."""
 
 PACKAGES = ('torch', 'numpy', 'scipy', 'nibabel', 'nipype', 'pybids', 'h5py', 'safetensors')
 
@@ -90,20 +98,23 @@ def _generators(description: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in found if isinstance(entry, dict)]
 
 
-def write_dataset_files(settings: Settings, run: str, method: str = '') -> None:
-    """Write the description, the ignore list, the table of descriptions and the citation.
+def write_dataset_files(settings: Settings, run: str, started: str, method: str = '') -> None:
+    """Write the description, the ignore list, the citation, and this run's settings.
 
     Runs with different people may do this at the same time: what another run wrote is kept.
 
     Parameters
     ----------
-    settings, run
-        The run's settings and name.
+    settings, run, started
+        The run's settings, its name, and when it began.
     method
         What the workflow says about itself, for the citation.
     """
     output = settings.output_dir
-    with hold([output / 'logs'], ['dataset_description'], run):
+    with hold([output / 'logs'], ['dataset_description'], run, MOST_WAIT_S):
+        for name in OF_ALL:
+            remove_leftovers(output / Path(name).parent, Path(name).name)
+        write_run_file(settings, run, started)
         description = output / 'dataset_description.json'
         _write_if_new(description, _as_json(_description(settings, read_json(description))))
         _write_if_new(output / '.bidsignore', _ignore_list(settings))

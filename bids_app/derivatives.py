@@ -42,7 +42,8 @@ def store_pair(
 ) -> dict[str, Path]:
     """Copy one pair's results to their BIDS names, with sidecars; the metrics come last.
 
-    A file that is already there with the same content is left alone.
+    A file that is already there with the same content is left alone. Metrics of another result go
+    first: where metrics are, all files belong to them, whenever a run may be killed.
 
     Parameters
     ----------
@@ -68,6 +69,9 @@ def store_pair(
     parts = read_json(Path(results['report_parts'])) if results.get('report_parts') else {}
     facts = {**facts, **parts.get('provenance', {})}  # what the engine did counts
     texts = _sidecars(names, results, facts)
+    metrics = _json(_metrics(names, results, facts, parts))
+    if names.metrics.is_file() and names.metrics.read_bytes() != metrics.encode():
+        names.metrics.unlink()
     for field, attribute in FILES.items():
         if not results.get(field):
             continue
@@ -77,16 +81,24 @@ def store_pair(
     if results.get('warped_labels') and names.pair.moving.label_table:
         copy_file(names.pair.moving.label_table, names.labels.with_name(_table_name(names)))
     stored.update(_store_figures(names, results.get('figures') or ()))
+    stored['metrics'] = write_if_new(names.metrics, metrics)
+    return stored
+
+
+def _metrics(
+    names: Names,
+    results: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    parts: Mapping[str, Any],
+) -> dict[str, Any]:
     measured = read_json(Path(results['metrics'])) if results.get('metrics') else {}
-    metrics = {
+    return {
         'moving': image_name(names.pair.moving),
         'fixed': image_name(names.pair.fixed),
         'seconds': parts.get('seconds') or facts.get('seconds'),
         **measured,
         'provenance': {**facts, 'checksums': checksums(names)},
     }
-    stored['metrics'] = write_if_new(names.metrics, _json(metrics))
-    return stored
 
 
 def copy_file(source: str | Path, target: Path) -> Path:
@@ -101,7 +113,7 @@ def copy_file(source: str | Path, target: Path) -> Path:
 
 def write_if_new(path: Path, text: str) -> Path:
     """Write a text file atomically, unless that is what it holds."""
-    if not path.is_file() or path.read_text(encoding='utf-8') != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_text(path, text)
     return path
 

@@ -47,7 +47,7 @@ def describe(settings: Settings, pairs: Sequence[Pair]) -> str:
 
     Times are the median of pairs that the output folder holds already, else a rough figure.
     """
-    good, failures = check_pairs(pairs, trusted=[mni_template(settings.work_dir).path])
+    good, failures = check_pairs(pairs, trusted=[mni_template(settings.own_work_dir).path])
     seconds, origin = pair_seconds(settings, good)
     estimates = [estimate(settings, pair, seconds) for pair in good]
     rows = [('moving', 'fixed', 'mask', 'labels', 'memory', 'disk', 'time', 'done')]
@@ -60,7 +60,7 @@ def describe(settings: Settings, pairs: Sequence[Pair]) -> str:
 
 def _shape(settings: Settings, scan: Scan) -> tuple[int, int, int]:
     """Voxels along each axis; the template is not written yet."""
-    if scan.path == mni_template(settings.work_dir).path:
+    if scan.path == mni_template(settings.own_work_dir).path:
         return MNI_SHAPE
     return read_grid(scan.path).shape
 

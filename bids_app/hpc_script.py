@@ -215,7 +215,7 @@ def _needs(settings: Settings, people: Mapping[str, Sequence[Pair]]) -> tuple[fl
     """Gigabytes and minutes to ask for, enough for the person who needs most."""
     good, _ = check_pairs(
         [pair for own in people.values() for pair in own],
-        trusted=[mni_template(settings.work_dir).path],
+        trusted=[mni_template(settings.own_work_dir).path],
     )
     if not good:
         raise NoInputError(

@@ -31,7 +31,9 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
-def hold(folders: Iterable[Path], names: Iterable[str], run: str) -> Iterator[None]:
+def hold(
+    folders: Iterable[Path], names: Iterable[str], run: str, wait_s: float | None = None
+) -> Iterator[None]:
     """Hold a lock for each of ``names`` in each of ``folders``, all or none.
 
     The operating system gives a lock back when its process ends, however it ends, so there are
@@ -45,6 +47,8 @@ def hold(folders: Iterable[Path], names: Iterable[str], run: str) -> Iterator[No
         What is locked, such as ``sub-41``.
     run
         Name of this run, for the message of the other one.
+    wait_s
+        How long a lock may stay taken before we give up, ``WAIT_S`` unless given.
 
     Raises
     ------
@@ -58,13 +62,13 @@ def hold(folders: Iterable[Path], names: Iterable[str], run: str) -> Iterator[No
     with ExitStack() as stack:
         for name in names:
             for folder in folders:
-                stack.enter_context(_hold_one(make_folder(folder) / f'{name}.lock', name, run))
+                stack.enter_context(_hold_one(folder / f'{name}.lock', name, run, wait_s))
         yield
 
 
 @contextmanager
-def _hold_one(path: Path, name: str, run: str) -> Iterator[None]:
-    stream = _acquire(path, name)
+def _hold_one(path: Path, name: str, run: str, wait_s: float | None) -> Iterator[None]:
+    stream = _acquire(path, name, WAIT_S if wait_s is None else wait_s)
     try:
         holder = {'run': run, 'process': os.getpid(), 'host': socket.gethostname()}
         stream.truncate(0)
@@ -76,12 +80,15 @@ def _hold_one(path: Path, name: str, run: str) -> Iterator[None]:
         stream.close()
 
 
-def _acquire(path: Path, name: str) -> IO[str]:
+def _acquire(path: Path, name: str, wait_s: float) -> IO[str]:
     """Open and lock the file; wait for a moment if it is taken."""
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + wait_s
     while True:
+        make_folder(path.parent)
         try:
             stream = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
+        except FileNotFoundError:  # a run that cleans up removed the folder just now
+            continue
         except OSError as error:
             raise OutputError(
                 f'The lock "{path}" cannot be opened ({error.strerror}). Choose a folder that '

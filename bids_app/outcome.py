@@ -75,8 +75,8 @@ def conclude(
     if isinstance(error, (Stopped, KeyboardInterrupt)):
         return Conclusion(
             TryAgainError.exit_code,
-            f'Stopped by a signal. {_pairs(done, total)} finished and kept; the same command with '
-            'the same work folder goes on from here.',
+            f'Stopped by a signal. {_kept(done, total)}; the same command with the same work '
+            'folder goes on from here.',
         )
     if isinstance(error, OSError):
         return Conclusion(_code_of_oserror(error.errno), _sentence_of_oserror(error))
@@ -102,6 +102,10 @@ def _code_of_failures(done: int, failures: Sequence[Failure]) -> int:
     codes = {failure.code for failure in failures}
     storage = codes <= {OutputError.exit_code, StorageError.exit_code}
     return codes.pop() if len(codes) == 1 and (storage or not done) else UNSPECIFIED
+
+
+def _kept(done: int, total: int) -> str:
+    return f'{_pairs(done, total)} finished and kept' if total else 'What was finished is kept'
 
 
 def _pairs(done: int, total: int) -> str:

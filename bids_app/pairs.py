@@ -81,7 +81,7 @@ def _pairs_of_policy(
     if settings.pairs == 'all':
         pairs = [Pair(moving, fixed) for moving, fixed in combinations(scans, 2)]
     else:
-        fixed = resolve_reference(settings.reference, catalogue, settings.work_dir)
+        fixed = resolve_reference(settings.reference, catalogue, settings.own_work_dir)
         pairs = [Pair(moving, fixed) for moving in scans if moving.path != fixed.path]
     if not pairs:
         raise NothingSelectedError(
@@ -137,7 +137,7 @@ def _pairs_of_table(
 ) -> list[Pair]:
     pairs: dict[tuple[Path, Path], Pair] = {}
     for moving_name, fixed_name in rows:
-        fixed = resolve_reference(fixed_name, catalogue, settings.work_dir)
+        fixed = resolve_reference(fixed_name, catalogue, settings.own_work_dir)
         moving = resolve_scans(moving_name, catalogue)
         if not moving:
             raise NothingSelectedError(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputDataError, NePhiError
+from ..errors import InputDataError, NePhiError, NoInputError
 from ..geometry import Grid
 from ..images import checked_affine, open_image
 from .dataset import read_json
@@ -83,7 +83,15 @@ def check_scan(scan: Scan) -> Grid:
 
 def read_grid(path: Path) -> Grid:
     """The grid of a 3D image, from its header alone."""
-    image = open_image(path)
+    try:
+        image = open_image(path)
+    except InputDataError as error:
+        if not _is_pointer(path):
+            raise
+        raise NoInputError(
+            f'"{path}" holds no image but a pointer to one; expected the content itself. Fetch it '
+            'first (for example with "datalad get" or "git lfs pull").'
+        ) from error
     shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -93,3 +101,9 @@ def read_grid(path: Path) -> Grid:
             + ('Extract one volume first.' if len(shape) > 3 else 'This tool registers volumes.')
         )
     return Grid(shape, checked_affine(image, path))
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a line of git-annex (unlocked) or git-lfs stands in the place of the content."""
+    with open(path, 'rb') as stream:
+        return stream.read(64).startswith((b'/annex/objects/', b'version https://git-lfs'))

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NePhiError, NoInputError, OutputError
-from ..files import make_folder
+from ..files import make_folder, remove_leftovers
 from .console import log_file, quieten_nipype, start_log
-from .dataset import check_output, write_dataset_files, write_run_file
+from .dataset import MOST_WAIT_S, check_output, write_dataset_files
 from .lock import hold
 from .names import Names
 from .outcome import Conclusion, Failure, Stopped, conclude, count, read_crash
@@ -76,7 +76,7 @@ def run(settings: Settings) -> int:
 
 def _run(settings: Settings, state: State) -> None:
     if not settings.dry_run:
-        _use_writable_home(settings.work_dir)
+        _use_writable_home(settings.own_work_dir)
     plugin = choose_plugin(settings)
     settings = _on_this_machine(settings, plugin)
     if 'group' in settings.levels:
@@ -86,6 +86,10 @@ def _run(settings: Settings, state: State) -> None:
     nothing = bool(state.total and not state.done)
     if 'group' in settings.levels and not (settings.dry_run or nothing):
         _run_group(settings)
+    if settings.clean_workdir and state.done and not state.conclude().code:
+        from .cleaning import clean_work
+
+        clean_work(settings, state.done, new_run_name())
 
 
 def _on_this_machine(settings: Settings, plugin: Plugin) -> Settings:
@@ -108,7 +112,10 @@ def _run_participants(settings: Settings, plugin: Plugin, state: State) -> None:
 
         print(describe(settings, pairs))
     elif settings.reports_only:
-        _write_reports(settings, sorted({pair.moving.subject for pair in pairs}))
+        subjects = sorted({pair.moving.subject for pair in pairs})
+        people = [f'sub-{subject}' for subject in subjects]
+        with hold([settings.output_dir / 'logs'], people, new_run_name()):
+            _write_reports(settings, subjects)
     else:
         check_queue(plugin)
         state.total = len(pairs)
@@ -117,23 +124,29 @@ def _run_participants(settings: Settings, plugin: Plugin, state: State) -> None:
 
 def _run_pairs(settings: Settings, pairs: Sequence[Pair], plugin: Plugin, state: State) -> None:
     """Register ``pairs``, holding the locks of their people, and describe the data set."""
+    from .cleaning import clean_people
     from .workflow import describe_method
 
-    name = new_run_name()
+    name, started = new_run_name(), datetime.now().astimezone().isoformat(timespec='seconds')
     _prepare_output(settings)
-    people = [f'sub-{pair.moving.subject}' for pair in pairs]
-    locks = [settings.output_dir / 'logs', settings.work_dir / 'locks']
+    people = sorted({f'sub-{pair.moving.subject}' for pair in pairs})
+    locks = [settings.output_dir / 'logs', settings.own_work_dir / 'locks']
     with hold(locks, people, name), log_file(settings.output_dir / 'logs' / f'{name}.log'):
-        write_dataset_files(settings, name, describe_method(settings))
-        write_run_file(settings, name, datetime.now().astimezone().isoformat(timespec='seconds'))
-        template = mni_template(settings.work_dir)
-        if any(pair.fixed.path == template.path for pair in pairs):
-            write_template(template)
+        clean_people(settings.output_dir, people)
+        write_dataset_files(settings, name, started, describe_method(settings))
+        _write_template(settings, pairs, name)
         good, state.failures = check_pairs(pairs)
         for failure in state.failures:
             logger.warning('%s', failure)
         if good:
             _register(settings, good, plugin, state, name)
+
+
+def _write_template(settings: Settings, pairs: Sequence[Pair], name: str) -> None:
+    template = mni_template(settings.own_work_dir)
+    if any(pair.fixed.path == template.path for pair in pairs):
+        with hold([settings.own_work_dir / 'locks'], ['shared'], name, MOST_WAIT_S):
+            write_template(template)
 
 
 def new_run_name() -> str:
@@ -156,10 +169,11 @@ def _prepare_output(settings: Settings) -> None:
     """Make the folders and see that they can be written to."""
     check_output(settings.output_dir)
     for folder in (settings.output_dir, settings.work_dir):
-        probe = make_folder(folder) / f'.{uuid.uuid4().hex[:8]}.probe'
+        remove_leftovers(make_folder(folder), 'probe')
+        probe = folder / f'.{uuid.uuid4().hex[:8]}.partial.probe'
         try:
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # a run that starts just now may have removed it
         except OSError as error:
             raise OutputError(
                 f'The folder "{folder}" cannot be written to ({error.strerror}); expected one '
@@ -178,7 +192,8 @@ def _register(
     quieten_nipype(settings.verbose)
     workflow = build_workflow(settings, pairs, name)
     if settings.write_graph:
-        draw_graph(settings, pairs[0], settings.output_dir / 'logs' / f'{name}_graph.dot')
+        with hold([settings.output_dir / 'logs'], ['dataset_description'], name, MOST_WAIT_S):
+            draw_graph(settings, pairs[0], settings.output_dir / 'logs' / f'{name}_graph.dot')
     names = [Names(settings.output_dir, pair, settings.xfm_format) for pair in pairs]
     progress = Progress(names, state.check)
     state.done = progress.done
@@ -255,7 +270,7 @@ def _check_thresholds(settings: Settings) -> None:
 
 
 def _run_group(settings: Settings) -> None:
-    from .group import build_group
+    from .group import STEM, build_group
 
     if not settings.output_dir.is_dir():
         raise NoInputError(
@@ -263,6 +278,7 @@ def _run_group(settings: Settings) -> None:
             'level. Run it first, or check the path.'
         )
     with hold([settings.output_dir / 'logs'], ['group'], new_run_name()):
+        remove_leftovers(settings.output_dir, f'{STEM}_*')
         build_group(settings.output_dir, settings.thresholds)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from .. import __version__
 from ..errors import InputDataError, UnknownLevelError, UsageError
 from ..files import write_text
 from ..reading import MOST_JSON_BYTES, read_text
@@ -66,6 +67,7 @@ class Settings:
     plugin: str | None = None
     use_plugin: Path | None = None
     work_dir: Path = field(default_factory=lambda: Path.cwd() / 'work')
+    clean_workdir: bool = False
     device: str = 'cpu'
     random_seed: int = 0
     dry_run: bool = False
@@ -87,6 +89,11 @@ class Settings:
         if self.omp_nthreads is None:
             object.__setattr__(self, 'omp_nthreads', min(self.nprocs, MAX_THREADS))
         _check(self)
+
+    @property
+    def own_work_dir(self) -> Path:
+        """Where this version keeps its intermediate files: it reuses none of another one."""
+        return self.work_dir / f'nephi_pipe_{__version__}'
 
     @property
     def gpu(self) -> bool:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from nipype.pipeline.engine import Node, Workflow
@@ -16,7 +17,7 @@ from .. import __version__
 from ..workflows.brain import init_brain_wf
 from ..workflows.pair import OUTPUTS
 from ..workflows.resources import estimate_memory_gb
-from .derivatives import PairSink, SubjectReport
+from .derivatives import PairSink, SubjectReport, copy_file
 from .names import Names
 from .pairs import Pair
 from .preflight import read_grid
@@ -54,7 +55,7 @@ def build_workflow(settings: Settings, pairs: Sequence[Pair], run: str) -> Workf
     run
         Name of this run; crash files go to ``OUT/sub-XX/log/<run>/``.
     """
-    workflow = Workflow(name=NAME, base_dir=str(settings.work_dir))
+    workflow = Workflow(name=NAME, base_dir=str(settings.own_work_dir))
     workflow.config = {'execution': _execution(settings)}
     for label, own in groupby(pairs, key=lambda pair: pair.moving.subject):
         person = _person_workflow(settings, label, list(own))
@@ -122,18 +123,24 @@ def init_pair_wf(settings: Settings, pair: Pair) -> Workflow:
 
 def draw_graph(settings: Settings, pair: Pair, path: Path) -> None:
     """Draw one pair's workflow, which all others look like, to ``path`` and beside it."""
-    # Nipype would hand the path to a shell.
-    init_pair_wf(settings, pair).write_graph(
-        str(path), graph2use='colored', format='dot', simple_form=True
-    )
-    dot = shutil.which('dot')
-    drawn = path.with_suffix('.svg')
-    if dot is None:
-        logger.warning(
-            'The workflow is described in "%s" but not drawn: Graphviz is missing.', path
+    with TemporaryDirectory(prefix='graph-', dir=settings.own_work_dir) as scratch:
+        described = Path(scratch, path.name)
+        # Nipype would hand the path to a shell to have it drawn.
+        init_pair_wf(settings, pair).write_graph(
+            str(described), graph2use='colored', format='dot', simple_form=True
         )
-    elif subprocess.run([dot, '-Tsvg', f'-o{drawn}', str(path)], capture_output=True).returncode:
-        logger.warning('The workflow is described in "%s", but Graphviz cannot draw it.', path)
+        dot = shutil.which('dot')
+        if dot is None:
+            logger.warning(
+                'The workflow is described in "%s" but not drawn: Graphviz is missing.', path
+            )
+        elif subprocess.run(
+            [dot, '-Tsvg', f'-o{described.with_suffix(".svg")}', str(described)],
+            capture_output=True,
+        ).returncode:
+            logger.warning('The workflow is described in "%s", but Graphviz cannot draw it.', path)
+        for file in sorted(Path(scratch).iterdir()):
+            copy_file(file, path.parent / file.name)
 
 
 def _method(settings: Settings) -> dict[str, Any]:

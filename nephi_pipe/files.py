@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary name ends like ``path`` does, so that writers which look at the
     suffix work. When the body raises, the temporary file is removed and what was
-    at ``path`` before is still there.
+    at ``path`` before is still there. A process that is killed leaves the temporary
+    file, see :func:`remove_leftovers`. Once this has returned, the file survives
+    even a machine that loses its power.
 
     Raises
     ------
@@ -40,10 +42,33 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, 'rb') as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise _explain(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the new name reach the disk too, so that files appear in the order they are written."""
+    with suppress(OSError):  # some network file systems cannot
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_leftovers(folder: str | os.PathLike, names: str = '*') -> list[Path]:
+    """Remove what writers of ``names`` (a pattern) left in a folder when they were killed.
+
+    The caller makes sure that nobody writes such files there at the moment. Returns what was
+    removed.
+    """
+    found = sorted(Path(folder).glob(f'.{"[0-9a-f]" * 8}.partial.{names}'))
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
 
 
 def make_folder(folder: str | os.PathLike) -> Path:

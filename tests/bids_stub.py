@@ -45,6 +45,14 @@ def register(fixed, moving, moving_labels, xfm_format, seed, source, outputs):
             raise ValueError('an ordinary mistake')
         if what == 'sleep' or (what == 'sleep once' and lines.count(f'register {person}\n') == 1):
             time.sleep(60)
+        if what == 'deep':  # a library call that never lets another thread of Python run
+            import ctypes
+
+            ctypes.PyDLL(None).sleep(60)
+        if what == 'eat':
+            eaten = []
+            while sum(map(len, eaten)) < 6 << 30:
+                eaten.append(bytearray(os.urandom(1 << 20)) * 64)
         if what == 'large':
             with open('big.bin', 'wb') as stream:
                 stream.write(os.urandom(6 << 20))

@@ -23,3 +23,11 @@ def small_disk(tmp_path):
         pytest.skip(f'a small disk cannot be mounted here: {error}')
     yield folder
     subprocess.run(['umount', str(folder)], check=True)
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch, capsys):
+    """``nephi-pipe`` with a stub of the registration, on a small data set."""
+    from bids_runs import App
+
+    return App(tmp_path, monkeypatch, capsys)

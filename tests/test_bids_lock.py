@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -111,3 +112,27 @@ def test_more_people_than_files_may_be_open(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_many_that_start_at_once_wait_for_their_turn(tmp_path, other, monkeypatch):
+    monkeypatch.setattr(lock, 'WAIT_S', 0.1)
+    first = other('dataset_description')
+    threading.Timer(1.0, first.terminate).start()
+    with hold([tmp_path], ['dataset_description'], 'second', wait_s=60):
+        assert first.wait() == -signal.SIGTERM
+
+
+def test_a_folder_of_locks_that_is_removed_meanwhile_is_made_again(tmp_path, monkeypatch):
+    folder, make = tmp_path / 'locks', lock.make_folder
+    made = []
+
+    def made_and_removed_once(path):
+        make(path)
+        made.append(path)
+        if len(made) == 1:
+            path.rmdir()
+
+    monkeypatch.setattr(lock, 'make_folder', made_and_removed_once)
+    with hold([folder], ['sub-01'], 'run'):
+        assert (folder / 'sub-01.lock').exists()
+    assert len(made) == 2

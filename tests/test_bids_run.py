@@ -14,67 +14,13 @@ import bids_stub
 import nibabel as nib
 import numpy as np
 import pytest
-from bids_data import SHAPE, affine, ball, describe, make_dataset, save, touch
+from bids_data import SHAPE, affine, ball, describe, save, touch
+from bids_runs import STUB, wait_for
 
-from nephi_pipe.bids_app import dataset, derivatives
+from nephi_pipe.bids_app import derivatives
 from nephi_pipe.bids_app.dataset import read_json
 from nephi_pipe.bids_app.outcome import conclude, read_crash
 from nephi_pipe.files import sha256
-
-STUB = Path(__file__).with_name('bids_stub.py')
-
-
-class App:
-    """``nephi-pipe`` on a small data set in a folder of its own."""
-
-    def __init__(self, folder, monkeypatch, capsys):
-        self.bids = make_dataset(folder / 'ds', ['01', '02', '03'])
-        self.out, self.work, self.log = folder / 'out', folder / 'w', folder / 'log'
-        self._environ, self._capsys = monkeypatch, capsys
-        self.behave({})
-        monkeypatch.setenv('STUB_LOG', str(self.log))
-
-    def behave(self, behaviour):
-        self._environ.setenv('STUB_BEHAVIOUR', json.dumps(behaviour))
-
-    def line(self, *more, levels=('participant',)):
-        return [
-            str(self.bids), str(self.out), *levels, '-w', str(self.work), '--reference', 'sub-03',
-            '--derivatives', f'seg={self.bids}/derivatives/seg', '--nprocs', '2', *more,
-        ]  # fmt: skip
-
-    def run(self, *more, **kind):
-        """Exit code and everything that was said."""
-        code = bids_stub.main(self.line(*more, **kind))
-        said = self._capsys.readouterr()
-        return code, said.out + said.err
-
-    def start(self, *more):
-        return subprocess.Popen(
-            [sys.executable, str(STUB), *self.line(*more)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-    def files(self):
-        return {str(p.relative_to(self.out)) for p in self.out.rglob('*') if p.is_file()}
-
-    def ran(self):
-        return self.log.read_text().splitlines() if self.log.exists() else []
-
-    def t1w(self, person='01'):
-        return self.bids / f'sub-{person}/anat/sub-{person}_T1w.nii.gz'
-
-
-@pytest.fixture
-def app(tmp_path, monkeypatch, capsys):
-    return App(tmp_path, monkeypatch, capsys)
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, 'waited in vain'
-        time.sleep(0.05)
 
 
 def test_files_of_a_run(app):
@@ -370,50 +316,6 @@ def test_output_of_another_tool(app):
     describe(app.out, DatasetType='derivative', GeneratedBy=[{'Name': 'fMRIPrep'}])
     code, said = app.run()
     assert code == 73 and 'holds another data set (made by fMRIPrep)' in said
-
-
-def test_two_versions_do_not_mix_silently(app, monkeypatch):
-    assert app.run('--participant-label', '01')[0] == 0
-    monkeypatch.setattr(dataset, '__version__', '9.9.9')
-    code, said = app.run('--participant-label', '02')
-    assert code == 0
-    assert 'holds results of nephi_pipe 0.1.0, this is 9.9.9' in said.replace(
-        read_json(app.out / 'dataset_description.json')['GeneratedBy'][1]['Version'], '0.1.0'
-    )
-    made_by = read_json(app.out / 'dataset_description.json')['GeneratedBy']
-    assert made_by[0]['Version'] == '9.9.9' and len(made_by) == 2
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MB; only root can make one."""
-    disk = tmp_path / 'disk'
-    disk.mkdir()
-    made = subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(disk)], capture_output=True
-    )
-    if made.returncode:
-        pytest.skip('mounting a small tmpfs needs root')
-    yield disk
-    subprocess.run(['umount', str(disk)], check=True)
-
-
-def test_disk_full(app, small_disk):
-    app.out = small_disk / 'out'
-    app.behave({'01': 'large', '02': 'large'})
-    code, said = app.run()
-    assert code == 74, said
-    assert 'the disk is full' in said and 'finished results are kept' in said
-    partial = [name for name in app.files() if 'partial' in name or '_metrics' in name]
-    assert not partial
-
-
-def test_disk_of_the_work_folder_full(app, small_disk):
-    app.work = small_disk / 'w'
-    app.behave({'01': 'large'})
-    code, said = app.run('--participant-label', '01')
-    assert code == 74, said
-    assert 'disk is full' in said
 
 
 # ---- processes ----------------------------------------------------------------------------------

@@ -9,21 +9,25 @@ worker takes the dead one's place.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from traceback import format_exc
 from typing import Any
 
 import numpy as np
 from nipype.pipeline.engine import MapNode, Node
+from nipype.pipeline.engine.utils import load_resultfile
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 
 POLL_S = 0.02
@@ -34,6 +38,12 @@ WAIT_S = 1.0
 
 GRACE_S = 5.0
 """How long a worker that was asked to stop may take before it is killed."""
+
+OWN_SIGNAL_S = 0.5
+"""A queue that stops a job signals all of its processes at once; a worker may die of it before
+the signal of the run itself has arrived."""
+
+_PR_SET_PDEATHSIG = 1
 
 
 class SafePool:
@@ -56,6 +66,10 @@ class SafePool:
                 self.proc_done[job] = self.proc_pending[job] = True
                 if not self._local_hash_check(job, graph):
                     self.proc_done[job] = self.proc_pending[job] = False
+
+    def _local_hash_check(self, jobid: int, graph: Any) -> bool:
+        _forget_incomplete(self.procs[jobid])
+        return super()._local_hash_check(jobid, graph)
 
     def _ready(self) -> list[int]:
         waits = np.asarray(self.depidx.sum(axis=0)).ravel() > 0
@@ -213,9 +227,37 @@ class _Worker:
     def _died(self) -> dict:
         self.process.join(GRACE_S)
         self.taskid = None
+        if self.process.exitcode == -signal.SIGTERM:
+            time.sleep(OWN_SIGNAL_S)
         return failure(
             _cause_of_death(self._node, self.process.exitcode, self._mem_gb), worker_died=True
         )
+
+
+def _forget_incomplete(node: Node) -> None:
+    """Let a node run again if files that it made are gone, instead of failing those after it.
+
+    Scratch disks of clusters delete what nobody has used for some weeks.
+    """
+    folder = node.output_dir()
+    path = Path(folder, f'result_{node.name}.pklz')
+    if not path.exists():
+        return
+    try:
+        made = list(_strings(load_resultfile(path).outputs.get().values()))
+        complete = all(os.path.exists(file) for file in made if file.startswith(folder))
+    except Exception:  # a damaged pickle raises anything
+        complete = False
+    if not complete:
+        path.unlink(missing_ok=True)
+
+
+def _strings(values: Any) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _strings(value)
 
 
 def failure(text: str, **more: Any) -> dict:
@@ -254,6 +296,8 @@ def _work(connection: Any, cwd: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     process_initializer(cwd)
+    with suppress(Exception):  # Linux: at once, even in the middle of a computation
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     while True:
         try:
