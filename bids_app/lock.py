@@ -87,9 +87,9 @@ def _acquire(path: Path, name: str, wait_s: float) -> IO[str]:
         make_folder(path.parent)
         try:
             stream = open(path, 'a+', encoding='utf-8')  # noqa: SIM115
-        except FileNotFoundError:  # a run that cleans up removed the folder just now
-            continue
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and time.monotonic() < deadline:
+                continue  # a run that cleans up removed the folder just now
             raise OutputError(
                 f'The lock "{path}" cannot be opened ({error.strerror}). Choose a folder that '
                 'you may write to.'

@@ -114,6 +114,7 @@ def _run_participants(settings: Settings, plugin: Plugin, state: State) -> None:
     elif settings.reports_only:
         subjects = sorted({pair.moving.subject for pair in pairs})
         people = [f'sub-{subject}' for subject in subjects]
+        _check_results(settings)
         with hold([settings.output_dir / 'logs'], people, new_run_name()):
             _write_reports(settings, subjects)
     else:
@@ -269,14 +270,18 @@ def _check_thresholds(settings: Settings) -> None:
     load_thresholds(settings.thresholds)
 
 
-def _run_group(settings: Settings) -> None:
-    from .group import STEM, build_group
-
+def _check_results(settings: Settings) -> None:
     if not settings.output_dir.is_dir():
         raise NoInputError(
             f'There is no folder "{settings.output_dir}"; expected the results of the participant '
             'level. Run it first, or check the path.'
         )
+
+
+def _run_group(settings: Settings) -> None:
+    from .group import STEM, build_group
+
+    _check_results(settings)
     with hold([settings.output_dir / 'logs'], ['group'], new_run_name()):
         remove_leftovers(settings.output_dir, f'{STEM}_*')
         build_group(settings.output_dir, settings.thresholds)

@@ -177,6 +177,12 @@ def test_clean_workdir_leaves_what_another_run_uses(app):
     assert not root.exists()
 
 
+def test_reports_of_results_that_are_not_there_make_no_folder(app):
+    code, said = app.run('--reports-only')
+    assert code == 66 and 'expected the results of the participant level' in said
+    assert not app.out.exists()
+
+
 def test_dry_runs_and_reports_clean_nothing(app):
     assert app.run()[0] == 0
     held = sorted(app.work.rglob('*'))

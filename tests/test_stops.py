@@ -46,6 +46,7 @@ def stopped(process, whole_group=False):
         process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
     took = time.monotonic() - begin
+    print(f'stopped in {took:.1f} s')  # seen with pytest -s
     wait_for(lambda: not any(map(alive, workers)), 5)
     return took, workers
 
