@@ -232,7 +232,7 @@ def _mebibytes(gigabytes: float) -> int:
     """What SLURM counts in, a round number.
 
     >>> _mebibytes(2.0)
-    2048
+    1920
     """
     return 128 * math.ceil(gigabytes * 1e9 / 2**20 / 128)
 

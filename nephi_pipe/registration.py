@@ -197,8 +197,8 @@ def _check_device(device: str) -> None:
     visible = torch.cuda.device_count()
     if wanted.type == 'cuda' and (wanted.index or 0) >= visible:
         raise UsageError(
-            f'The device "{device}" was asked for, but {visible} CUDA devices are seen; expected '
-            'it among them. Use --device cpu, or make the GPU visible (--gpus all, --nv).'
+            f'The device "{device}" was asked for, but {visible} CUDA devices are visible; '
+            'expected it among them. Use --device cpu, or make the GPU visible (--gpus all, --nv).'
         )
 
 

@@ -30,7 +30,7 @@ ROOMS = {
     'nephi_pipe.workflows': ROOT / 'workflows',
     'nephi_pipe.bids_app': ROOT / 'bids_app',
 }
-IMPORT_NAMES = {'bids': 'pybids', 'PIL': 'pillow'}
+IMPORT_NAMES = {'bids': 'pybids', 'PIL': 'pillow', 'yaml': 'pyyaml'}
 HEAVY = ('torch', 'nipype', 'bids', 'nibabel', 'scipy', 'matplotlib', 'nilearn')
 
 
