@@ -126,7 +126,7 @@ def test_a_node_that_fails_or_dies(app):
 def test_a_job_that_is_cancelled_fails_its_person_only(app):
     process = app.start(behaviour='{"02": "sleep"}')
     wait_for(lambda: 'register 02' in app.ran() and (app.out / 'sub-01.html').exists())
-    jobid, _ = app.jobs('optimize')[0]
+    (jobid,) = (number for number, state in app.jobs('optimize') if state == 'RUNNING')
     app.slurm('scancel', jobid)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 1, said
