@@ -203,14 +203,16 @@ def _load_pair(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f'--fixed-{kind} and --moving-{kind} go together; give both or none')
 
     from .images import check_same_grid, load_image, load_labels
-    from .metrics import read_landmarks
+    from .landmark_errors import read_landmark_pairs
 
-    pair: dict[str, Any] = {}
+    pair: dict[str, Any] = dict.fromkeys(('fixed_landmarks', 'moving_landmarks'))
+    if arguments.fixed_landmarks:
+        points = read_landmark_pairs(arguments.fixed_landmarks, arguments.moving_landmarks)
+        pair |= {'fixed_landmarks': points.fixed, 'moving_landmarks': points.moving}
     for side in ('fixed', 'moving'):
         pair[side] = load_image(getattr(arguments, side))
-        for kind, load in (('labels', load_labels), ('landmarks', read_landmarks)):
-            path = getattr(arguments, f'{side}_{kind}')
-            pair[f'{side}_{kind}'] = load(path) if path else None
+        path = getattr(arguments, f'{side}_labels')
+        pair[f'{side}_labels'] = load_labels(path) if path else None
         if pair[f'{side}_labels'] is not None:
             check_same_grid(pair[f'{side}_labels'], pair[side])
     return pair
@@ -230,17 +232,19 @@ def _write(
     """Everything that ``nephi register`` promises, into the output folder."""
     from .files import write_json
     from .images import save_image
+    from .presets.views import view
     from .transforms import read_transform
 
+    seen = view(arguments.modality)
     folder, suffix = arguments.output, _SUFFIXES[arguments.xfm_format]
     for name, inverse in (('transform', False), ('inverse', True)):
         facts = registration.save_transform(folder / f'{name}{suffix}', inverse=inverse)
         write_json(folder / f'{name}.json', facts)
-    images = {'warped': registration.warp(pair['moving'])}
+    images = {'warped': registration.warp(pair['moving'], outside=seen.outside)}
     if pair['moving_labels'] is not None:
         images['warped_labels'] = registration.warp_labels(pair['moving_labels'])
     if arguments.jacobian or arguments.report:
-        images['jacobian'] = registration.jacobian_determinant()
+        images['jacobian'] = registration.jacobian_determinant(total=seen.jacobian_of == 'total')
     # What is scored is what others get to read: the file, not the field in memory.
     saved = None if suffix == '.safetensors' else read_transform(folder / f'transform{suffix}')
     metrics = registration.metrics(**pair, saved=saved)
@@ -259,14 +263,16 @@ def _write_report(
     metrics: dict[str, Any],
     arguments: argparse.Namespace,
 ) -> None:
+    from .presets.views import view
     from .report import PairImages, write_pair_report
     from .transforms import Transform, resample
 
+    seen = view(arguments.modality)
     fixed, labels = pair['fixed'], pair['moving_labels']
     affine, coarse = Transform([registration.affine]), fixed.grid.resampled(_DRAWN_MM)
     shown = PairImages(
         fixed,
-        resample(pair['moving'], affine, fixed.grid),
+        resample(pair['moving'], affine, fixed.grid, cval=seen.outside),
         images['warped'],
         jacobian=images['jacobian'],
         displacement=registration.displacement(coarse),
@@ -275,6 +281,7 @@ def _write_report(
         labels_before=labels and resample(labels, affine, fixed.grid, 'labels'),
         labels_after=images.get('warped_labels'),
         fixed_mask=registration.fixed_mask,
+        jacobian_of=seen.jacobian_of,
     )
     write_pair_report(
         arguments.output / 'report.html',
@@ -282,6 +289,7 @@ def _write_report(
         metrics=metrics,
         history=registration.history,
         provenance=registration.provenance,
+        view=seen,
         moving_name=arguments.moving.name,
         fixed_name=arguments.fixed.name,
     )

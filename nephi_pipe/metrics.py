@@ -192,7 +192,7 @@ def evaluate(
             when: tre_mm(fixed_landmarks, moving_landmarks, one)
             for when, one in (('before', maps['before']), ('after', transform))
         }
-        scores['tre_mm'] = {when: _landmark_summary(values) for when, values in errors.items()}
+        scores['tre_mm'] = {when: landmark_summary(values) for when, values in errors.items()}
     folds, central = finite_differences(displacement, fixed.grid, mask)
     scores['folds'] = {'finite_difference': folds}
     scores['jacobian'] = {
@@ -253,7 +253,8 @@ def _with_mean(values: dict[int, float]) -> dict[str, Any]:
     return {'mean': mean, 'labels': {str(label): value for label, value in values.items()}}
 
 
-def _landmark_summary(errors: np.ndarray) -> dict[str, float | int]:
+def landmark_summary(errors: np.ndarray) -> dict[str, float | int]:
+    """Mean, median, 90th percentile, maximum and number of landmark errors (N,), mm."""
     return _summary(errors, ['mean', 'median', 'p90', 'max']) | {'n': len(errors)}
 
 

@@ -155,10 +155,19 @@ class Registration:
         out = self._determinants(self._lattice(grid), grid)
         return Image(out * np.float32(self._affine_determinant) if total else out, grid)
 
-    def warp(self, image: Image, interpolation: str = 'linear', grid: Grid | None = None) -> Image:
-        """A moving-space image resampled onto the fixed grid (or ``grid``)."""
+    def warp(
+        self,
+        image: Image,
+        interpolation: str = 'linear',
+        grid: Grid | None = None,
+        outside: float = 0.0,
+    ) -> Image:
+        """A moving-space image resampled onto the fixed grid (or ``grid``).
+
+        ``outside`` is the value where the moving image has none.
+        """
         grid = grid or self.fixed_grid
-        return resample(image, self._dense(grid), grid, interpolation)
+        return resample(image, self._dense(grid), grid, interpolation, outside)
 
     def warp_labels(self, labels: Image, grid: Grid | None = None) -> Image:
         """Moving labels on the fixed grid, nearest neighbour."""
@@ -198,10 +207,10 @@ class Registration:
             affine=self.affine,
         )
         if fixed_landmarks is not None:
-            from .metrics import _landmark_summary
+            from .metrics import landmark_summary
 
             errors = tre_mm(fixed_landmarks, moving_landmarks, self.warp_points)
-            scores['tre_mm']['after'] = _landmark_summary(errors)
+            scores['tre_mm']['after'] = landmark_summary(errors)
         dense = self.jacobian_determinant().data
         scores['folds'] = self._folds(dense, mask) | scores['folds']
         points = random_points(self.fixed_grid, mask, EXACT_POINTS // 5)
