@@ -15,12 +15,13 @@ from typing import Any
 
 from .errors import InputDataError
 from .files import make_folder, write_text
+from .presets.views import View
 from .reading import existing_file
-from .report_charts import curve_chart, dice_chart, read_chart_note
+from .report_charts import curve_chart, dice_chart, landmark_chart, read_chart_note
 from .report_drawing import read_note
 from .report_html import ORIENTATION, Figure, escape, figure_list, flip, page, section, table
 from .report_numbers import headline, key_figures, per_structure, provenance_rows
-from .report_pictures import PairImages, draw_pictures
+from .report_pictures import DEFAULT, PairImages, draw_pictures
 
 
 def pair_figures(
@@ -31,6 +32,8 @@ def pair_figures(
     history: Sequence[Mapping[str, Any]] | None = None,
     metrics: Mapping[str, Any] | None = None,
     label_names: Mapping[int, str] | None = None,
+    landmark_errors: Mapping[str, Sequence[float]] | None = None,
+    view: View = DEFAULT,
     suffix: str = 'T1w',
 ) -> list[Figure]:
     """Draw everything that the inputs allow and write ``<stem>_desc-<key>_<suffix>.png|svg``.
@@ -47,12 +50,17 @@ def pair_figures(
         As ``nephi_pipe.metrics.evaluate`` returns them.
     label_names
         Names of the structures.
+    landmark_errors
+        Of each landmark ``before`` and ``after``, mm.
+    view
+        How pairs of this kind are shown.
 
     Returns
     -------
     list of Figure
         Keys among fixed, before, after, outline, labelsbefore, labelsafter, checkerboard,
-        grid, jacobian, dice, curve, in this order.
+        grid, motion, jacobian, landmarksbefore, landmarksafter, dice, landmarks, curve, in this
+        order.
     """
     folder = make_folder(folder)
 
@@ -60,10 +68,15 @@ def pair_figures(
         return folder / f'{stem}_desc-{key}_{suffix}.{kind}'
 
     figures = []
-    for key, picture, title, caption in draw_pictures(images):
+    for key, picture, title, caption in draw_pictures(images, view):
         path = picture.save(where(key), key, title, caption)
         figures.append(Figure(key, title, caption, path, tuple(picture.blocks)))
-    charts = {'dice': dice_chart(metrics or {}, label_names), 'curve': curve_chart(history or [])}
+    errors = landmark_errors or {}
+    charts = {
+        'dice': dice_chart(metrics or {}, label_names),
+        'landmarks': landmark_chart(errors.get('before', ()), errors.get('after', ())),
+        'curve': curve_chart(history or []),
+    }
     for key, svg in charts.items():
         if svg:
             figures.append(load_figure(write_text(where(key, 'svg'), svg)))
@@ -143,9 +156,10 @@ def pair_section(
     parts = [
         flip(have('fixed', 'before', 'after'), have('outline'), 'Image shown', 'Before and after'),
         flip(have('labelsbefore', 'labelsafter'), [], 'Labels shown', 'Structures'),
-        figure_list(have('checkerboard', 'grid', 'jacobian')),
+        flip(have('landmarksbefore', 'landmarksafter'), [], 'Landmarks shown', 'Landmarks'),
+        figure_list(have('checkerboard', 'grid', 'motion', 'jacobian')),
         f'<p class="hint">{escape(ORIENTATION)}</p>\n' if figures else '',
-        figure_list(have('dice', 'curve'), kind='charts'),
+        figure_list(have('dice', 'landmarks', 'curve'), kind='charts'),
         table('Key figures', stages, key_figures(metrics, seconds)),
         table('Each structure', ('Structure', *structures.columns), structures.rows, folded=True),
         table('Provenance', ('', ''), provenance_rows(provenance or {})),
@@ -162,6 +176,8 @@ def write_pair_report(
     provenance: Mapping[str, Any] | None = None,
     seconds: Mapping[str, float] | float | None = None,
     label_names: Mapping[int, str] | None = None,
+    landmark_errors: Mapping[str, Sequence[float]] | None = None,
+    view: View = DEFAULT,
     moving_name: str = 'moving',
     fixed_name: str = 'fixed',
     figures_folder: str | os.PathLike | None = None,
@@ -185,6 +201,8 @@ def write_pair_report(
             history=history,
             metrics=metrics,
             label_names=label_names,
+            landmark_errors=landmark_errors,
+            view=view,
             suffix='figure',
         )
         title = f'{moving_name} → {fixed_name}'

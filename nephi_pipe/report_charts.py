@@ -1,4 +1,4 @@
-"""Charts of a pair as small SVG files: Dice bars, and the course of the optimisation.
+"""Charts of a pair as small SVG files: Dice, landmark errors, the course of the optimisation.
 
 They are drawn narrow, so that they can be read on a phone, follow light and dark
 themes by themselves, and carry their title and caption along.
@@ -20,9 +20,9 @@ _STYLE = (
     'text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:#18212b}'
     '.s{fill:#526070;font-size:12px}.k{font-weight:700}.g{stroke:#dfe4ea}.a{fill:#0b7f8b}.b{fill:#98a3b1}'
     '.l{stroke:#0b7f8b;fill:none;stroke-width:2}.m{stroke:#a64b00;fill:none;stroke-width:2}'
-    '.v{fill:#526070;opacity:.1}'
+    '.n{stroke:#98a3b1;fill:none;stroke-width:2}.v{fill:#526070;opacity:.1}'
     '@media(prefers-color-scheme:dark){text{fill:#e6ebf0}.s{fill:#a3b0be}.g{stroke:#303b47}'
-    '.a{fill:#4cc3ce}.b{fill:#7d8998}.l{stroke:#4cc3ce}.m{stroke:#ffb35c}.v{fill:#a3b0be}}'
+    '.a{fill:#4cc3ce}.b{fill:#7d8998}.n{stroke:#7d8998}.l{stroke:#4cc3ce}.m{stroke:#ffb35c}.v{fill:#a3b0be}}'
 )
 _MOST_BYTES = 1 << 23
 _WIDTH = 440
@@ -57,6 +57,43 @@ def dice_chart(metrics: Mapping[str, Any], names: Mapping[int, str] | None = Non
         'bar) and after NePhi (thick bar), best first.'
     )
     return _svg('dice', 'Dice of each structure', caption, bottom + 6, parts)
+
+
+def landmark_chart(before: Sequence[float], after: Sequence[float]) -> str:
+    """How many landmarks come within which distance, mm; '' without two of them."""
+    if min(len(before), len(after)) < 2:
+        return ''
+    left, right, top, height = 58, _WIDTH - 12, 34, 190
+    bottom = top + height
+    across = _scale(0.0, max(*before, *after), left, right)
+    up = _scale(0.0, 100.0, bottom, top)
+    parts = [
+        '<rect class="b" x="58" y="9" width="16" height="7"/><text x="80" y="17">before</text>'
+        '<rect class="a" x="142" y="9" width="16" height="7"/><text x="164" y="17">after</text>'
+    ]
+    for tick in ticks(0, 100, 4):
+        y = up(tick)
+        parts.append(f'<path class="g" d="M{left} {y:.1f}H{right}"/>')
+        parts.append(
+            f'<text class="s" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g} %</text>'
+        )
+    for tick in ticks(0, max(*before, *after), 6):
+        x = across(tick)
+        parts.append(
+            f'<text class="s" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>'
+        )
+    for errors, style in ((before, 'n'), (after, 'l')):
+        steps, share = sorted(float(error) for error in errors), 100 / len(errors)
+        line = f'M{left} {bottom}' + ''.join(
+            f'H{across(error):.1f}V{up(share * (i + 1)):.1f}' for i, error in enumerate(steps)
+        )
+        parts.append(f'<path class="{style}" d="{line}H{right}"/>')
+    parts.append(f'<text class="s" x="{right}" y="{bottom + 33}" text-anchor="end">mm</text>')
+    caption = (
+        f'Share of the {len(after)} landmarks that come closer to their counterpart than the '
+        'distance below, before (affine only, grey) and after NePhi.'
+    )
+    return _svg('landmarks', 'Landmark errors', caption, bottom + 40, parts)
 
 
 def curve_chart(history: Sequence[Mapping[str, Any]]) -> str:

@@ -58,7 +58,7 @@ class Picture:
         self.axes.set(xlim=(-0.5, columns - 0.5), ylim=(height - 0.5, -0.5), aspect='auto')
         self.blocks = [
             {'name': plane, 'box': list(box), 'at_mm': self._positions(plane)}
-            for plane, box in zip(PLANES, layout.blocks, strict=True)
+            for plane, box in zip(layout.planes, layout.blocks, strict=True)
         ]
         if legend:
             left = max((columns - LEGEND[0]) // 2, 0)
@@ -89,7 +89,9 @@ class Picture:
 
     def mark_sides(self) -> None:
         """Write each slice's position, and which side is which once a block."""
-        for plane, (left, top, right, _) in zip(PLANES, self.layout.blocks, strict=True):
+        for plane, (left, top, right, _) in zip(
+            self.layout.planes, self.layout.blocks, strict=True
+        ):
             first, last = ('P', 'A') if plane == 'sagittal' else ('L', 'R')
             self._text(left + 9, top + 8, first, va='top')
             self._text(right - 9, top + 8, last, va='top', ha='right')
@@ -108,8 +110,18 @@ class Picture:
             self.axes.plot([x, x + 44], [y, y], color=colour, linewidth=2.6)
             self._text(x + 58, y, text, va='center')
 
-    def colour_bar(self, name: str, ticks: list[str], label: str, special: str) -> None:
-        """A horizontal bar with evenly spread ticks in the legend strip, and a special colour."""
+    def dots(self, points: np.ndarray, colour: str) -> None:
+        """Small dots at canvas pixels (N, 2): column, row."""
+        self.coloured = True
+        self.axes.plot(
+            *points.T, linestyle='', marker='o', markersize=3.6, color=colour, markeredgewidth=0
+        )
+
+    def colour_bar(self, name: str, ticks: list[str], label: str, special: str = '') -> None:
+        """A horizontal bar with evenly spread ticks in the legend strip.
+
+        ``special`` explains the colour of folds, if there is anything to explain.
+        """
         left, top, right, _ = self.blocks[-1]['box']
         first, last, upper, lower = left + 214, right - 176, top + 12, top + 32
         ramp = np.linspace(0, 1, 256)[None]
@@ -119,8 +131,9 @@ class Picture:
             self.axes.plot([x, x], [lower, lower + 5], color='#f2f5f7', linewidth=1)
             self._text(x, lower + 10, tick, va='top', ha='center')
         self._text(left, (upper + lower) / 2, label, va='center')
-        self.axes.plot(last + 26, (upper + lower) / 2, 's', color=FOLD_COLOUR, markersize=11)
-        self._text(last + 40, (upper + lower) / 2, special, va='center')
+        if special:
+            self.axes.plot(last + 26, (upper + lower) / 2, 's', color=FOLD_COLOUR, markersize=11)
+            self._text(last + 40, (upper + lower) / 2, special, va='center')
 
     def save(self, path: str | os.PathLike, key: str, title: str, caption: str) -> Path:
         """Write an optimised PNG that carries its title, caption and blocks along."""

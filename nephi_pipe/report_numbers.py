@@ -5,12 +5,15 @@ All functions take the metrics as they are read from JSON and skip what is not t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 from .report_html import Row
+from .report_values import find as find
+from .report_values import is_number as is_number
+from .report_values import look_up as look_up
+from .report_values import show as show
+from .report_volume import volume_rows
 
 
 class Structures(NamedTuple):
@@ -18,47 +21,6 @@ class Structures(NamedTuple):
 
     columns: tuple[str, ...]
     rows: list[Row]
-
-
-def find(metrics: Mapping[str, Any], *keys: str) -> float | None:
-    """The finite number under nested keys, or None.
-
-    >>> find({'dice': {'after': {'mean': 0.8}}}, 'dice', 'after', 'mean')
-    0.8
-    >>> find({'dice': None}, 'dice', 'after') is None
-    True
-    """
-    value = look_up(metrics, *keys)
-    try:
-        number = float(value) if is_number(value) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def look_up(metrics: Mapping[str, Any], *keys: str) -> Any:
-    """Whatever lies under nested keys, or None."""
-    value: Any = metrics
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def is_number(value: Any) -> bool:
-    """Whether this is a number, of Python or numpy, finite or not; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def show(value: float | None, form: str = '.3f', unit: str = '') -> str:
-    """A number as text, or a dash.
-
-    >>> show(0.8123), show(50000, 'count'), show(1.5, '.2f', 'mm'), show(None)
-    ('0.812', '50,000', '1.50 mm', '–')
-    """
-    if value is None:
-        return '–'
-    text = f'{value:,.0f}' if form == 'count' else f'{value:{form}}'
-    return f'{text} {unit}'.strip()
 
 
 def total_seconds(seconds: Mapping[str, Any] | float | None) -> float | None:
@@ -78,9 +40,10 @@ def headline(
     for key, label, form, unit in (
         ('dice', 'Mean Dice', '.3f', ''),
         ('tre_mm', 'Mean landmark error', '.2f', 'mm'),
+        ('masks', 'Dice of the masks', '.3f', ''),
         ('similarity', 'Correlation of the images', '.3f', ''),
     ):
-        values = _pair(metrics, key, *(() if key == 'similarity' else ('mean',)))
+        values = _staged(metrics, key)
         if values[1] is not None and not (key == 'similarity' and tiles):
             tiles.append((label, _arrow(*values, form, unit), 'before → after'))
     folds = fold_counts(metrics)
@@ -88,6 +51,10 @@ def headline(
         worst = max(folds, key=lambda fold: fold[1])
         how = worst[0] if worst[1] else 'by every definition below'
         tiles.append(('Folds', show(worst[1], 'count'), how))
+    change = find(metrics, 'volume', 'ratio_by_jacobian')
+    if change is not None:
+        masks = show(find(metrics, 'volume', 'ratio_by_masks'), '.3f')
+        tiles.append(('Volume, moving to fixed', show(change, '.3f'), f'masks: {masks}'))
     spread = find(metrics, 'jacobian', 'deformation', 'sd_log')
     if spread is not None:
         tiles.append(('SDlogJ', show(spread, '.2f'), 'spread of log det J'))
@@ -119,6 +86,7 @@ def key_figures(
     rows: list[Row] = []
     for heading, group in (
         ('Agreement', _agreement(metrics)),
+        ('Change of volume', volume_rows(metrics)),
         ('Folds inside the fixed mask', _folds(metrics)),
         ('Jacobian determinant', _jacobians(metrics)),
         ('Map', _map(metrics)),
@@ -188,6 +156,13 @@ def duration(seconds: float) -> str:
     return '{} h {} min'.format(*divmod(round(seconds / 60), 60))
 
 
+def _staged(metrics: Mapping[str, Any], key: str) -> tuple[float | None, float | None]:
+    """The one figure of a kind that stands for all, before and after."""
+    if key == 'masks':
+        return _pair(look_up(metrics, 'masks') or {}, 'dice')
+    return _pair(metrics, key, *(() if key == 'similarity' else ('mean',)))
+
+
 def _pair(metrics: Mapping[str, Any], key: str, *inner: str) -> tuple[float | None, float | None]:
     return find(metrics, key, 'before', *inner), find(metrics, key, 'after', *inner)
 
@@ -205,17 +180,27 @@ def _agreement(metrics: Mapping[str, Any]) -> Iterator[Row]:
             'Landmark error (TRE), mean, mm',
             ('tre_mm', 'mean'),
             '.2f',
-            'continuous map, no rounding',
+            'continuous map, no rounding' + _raw_note(metrics),
         ),
         ('Landmark error, median, mm', ('tre_mm', 'median'), '.2f', ''),
         ('Landmark error, 90th percentile, mm', ('tre_mm', 'p90'), '.2f', ''),
         ('Landmark error, maximum, mm', ('tre_mm', 'max'), '.2f', ''),
+        ('Landmark error back, mean, mm', ('tre_inverse_mm', 'mean'), '.2f', 'by the inverse'),
+        ('Landmark error back, median, mm', ('tre_inverse_mm', 'median'), '.2f', ''),
         ('Landmarks', ('tre_mm', 'n'), 'count', ''),
         ('Correlation of the images', ('similarity',), '.3f', 'global NCC in the fixed mask'),
     ):
         before, after = _pair(metrics, *keys)
         if before is not None or after is not None:
             yield Row(name, (show(before, form), show(after, form)), note)
+    before, after = _staged(metrics, 'masks')
+    if after is not None:
+        yield Row('Dice of the masks', (show(before), show(after)), 'moved mask on the fixed one')
+
+
+def _raw_note(metrics: Mapping[str, Any]) -> str:
+    raw = find(metrics, 'tre_mm', 'raw', 'mean')
+    return '' if raw is None else f'; {raw:.2f} without any registration'
 
 
 def _folds(metrics: Mapping[str, Any]) -> Iterator[Row]:

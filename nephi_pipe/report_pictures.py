@@ -12,23 +12,23 @@ from scipy import ndimage
 
 from .errors import InputDataError
 from .geometry import Grid
-from .images import Image, resample_array
-from .report_drawing import (
-    FIXED_COLOUR,
-    FOLD_COLOUR,
-    MOVED_COLOUR,
-    Picture,
-    label_outlines,
-    level_lines,
+from .images import Image
+from .presets.views import View
+from .report_drawing import FIXED_COLOUR, MOVED_COLOUR, Picture, label_outlines, level_lines
+from .report_maps import (
+    Drawn,
+    draw_jacobian,
+    draw_landmarks_after,
+    draw_landmarks_before,
+    draw_motion,
 )
 from .report_slices import PLANES, Layout, choose_slices, framing_mask, sample
 
-JACOBIAN_LIMIT = 2.0
-"""The colour scale ends at det J = 2^-2 and 2^2 for every pair, so that pairs compare."""
-
 _GRID_STEPS_MM = np.array([0.5, 1, 2, 4, 5, 8, 10, 16, 20, 40])
 _CHECKS_ACROSS = 7
-_Drawn = tuple[Picture, str, str]
+
+DEFAULT = View()
+"""All planes, contrast by percentiles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,11 @@ class PairImages:
         What to frame and to judge contrast by; found from ``fixed`` by default.
     jacobian_of
         Whether ``jacobian`` belongs to ``x + u(x)`` or to the total map with its affine.
+    labels_name
+        What the label maps show.
+    landmarks_fixed, landmarks_before, landmarks_after
+        Landmarks (N, 3) of the fixed image, and those of the moving image brought back to it by
+        the affine and by the whole inverse, RAS+ mm.
     """
 
     fixed: Image
@@ -68,6 +73,10 @@ class PairImages:
     displacement_grid: Grid | None = None
     fixed_mask: Image | None = None
     jacobian_of: Literal['deformation', 'total'] = 'deformation'
+    labels_name: str = 'structures'
+    landmarks_fixed: np.ndarray | None = None
+    landmarks_before: np.ndarray | None = None
+    landmarks_after: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.displacement is not None:
@@ -80,9 +89,11 @@ class PairImages:
                 )
 
 
-def draw_pictures(images: PairImages) -> Iterator[tuple[str, Picture, str, str]]:
-    """Every picture that the inputs allow: key, picture, title, caption."""
-    scene = _Scene(images)
+def draw_pictures(
+    images: PairImages, view: View = DEFAULT
+) -> Iterator[tuple[str, Picture, str, str]]:
+    """Every picture that the inputs and the view allow: key, picture, title, caption."""
+    scene = _Scene(images, view)
     for key, draw in _PICTURES.items():
         drawn = draw(scene)
         if drawn is not None:
@@ -92,10 +103,10 @@ def draw_pictures(images: PairImages) -> Iterator[tuple[str, Picture, str, str]]
 class _Scene:
     """A pair on its canvas; what several pictures need is computed once."""
 
-    def __init__(self, images: PairImages) -> None:
-        self.images = images
+    def __init__(self, images: PairImages, view: View = DEFAULT) -> None:
+        self.images, self.view = images, view
         self.mask = framing_mask(images.fixed, images.fixed_mask)
-        self.layout = choose_slices(self.mask)
+        self.layout = choose_slices(self.mask, planes=view.planes)
         self.inside = self.inside_on(self.layout)
         self.fixed_window = self._window(images.fixed)
         self.moved_window = self._window(images.after)
@@ -122,37 +133,39 @@ class _Scene:
         return np.clip((canvas - window[0]) / (window[1] - window[0]), 0, 1)
 
     def _window(self, image: Image) -> tuple[float, float]:
+        if self.view.window is not None:
+            return self.view.window
         canvas = sample(self.layout, image.data, image.grid)
         values = canvas[self.inside] if self.inside.any() else canvas
         low, high = np.percentile(values, [0.5, 99.7])
         return float(low), max(float(high), float(low) + 1e-6)
 
 
-def _plain(layout: Layout, canvas: np.ndarray, title: str, caption: str) -> _Drawn:
+def _plain(layout: Layout, canvas: np.ndarray, title: str, caption: str) -> Drawn:
     picture = Picture(layout, canvas)
     picture.mark_sides()
     return picture, title, caption
 
 
-def _fixed(scene: _Scene) -> _Drawn:
+def _fixed(scene: _Scene) -> Drawn:
     return _plain(scene.layout, scene.fixed, 'Fixed', 'The fixed image.')
 
 
-def _before(scene: _Scene) -> _Drawn:
+def _before(scene: _Scene) -> Drawn:
     canvas = scene.grey(scene.layout, scene.images.before, scene.moved_window)
     caption = 'The moving image on the fixed grid, its affine only.'
     return _plain(scene.layout, canvas, 'Before (affine)', caption)
 
 
-def _after(scene: _Scene) -> _Drawn:
+def _after(scene: _Scene) -> Drawn:
     caption = 'The moving image on the fixed grid, affine and NePhi deformation.'
     return _plain(scene.layout, scene.after, 'After (NePhi)', caption)
 
 
-def _outline(scene: _Scene) -> _Drawn:
+def _outline(scene: _Scene) -> Drawn:
     picture = Picture(scene.layout, None)
     if scene.images.labels_fixed is not None:
-        lines, what = scene.fixed_outlines, 'structures of the fixed image'
+        lines, what = scene.fixed_outlines, f'{scene.images.labels_name} of the fixed image'
     else:
         lines, what = _edges(scene), 'edges of the fixed image'
     picture.lines(lines, '#ffd23f', 1.3)
@@ -171,26 +184,27 @@ def _edges(scene: _Scene) -> list[np.ndarray]:
     return [line for line in lines if len(line) > 12]
 
 
-def _labels(scene: _Scene, moved: Image | None, title: str) -> _Drawn | None:
+def _labels(scene: _Scene, moved: Image | None, when: str) -> Drawn | None:
     if scene.images.labels_fixed is None or moved is None:
         return None
     picture = Picture(scene.layout, 0.75 * scene.fixed, legend=True)
     picture.lines(scene.fixed_outlines, FIXED_COLOUR, 1.5)
     picture.lines(label_outlines(scene.layout, moved), MOVED_COLOUR, 1.5)
     picture.mark_sides()
-    picture.line_legend([(FIXED_COLOUR, 'fixed structures'), (MOVED_COLOUR, 'moved structures')])
-    return picture, title, 'Outlines of the structures over the fixed image.'
+    what = scene.images.labels_name
+    picture.line_legend([(FIXED_COLOUR, f'fixed {what}'), (MOVED_COLOUR, f'moved {what}')])
+    return picture, f'{what.capitalize()} {when}', f'Outlines of the {what} over the fixed image.'
 
 
-def _labels_before(scene: _Scene) -> _Drawn | None:
-    return _labels(scene, scene.images.labels_before, 'Labels before (affine)')
+def _labels_before(scene: _Scene) -> Drawn | None:
+    return _labels(scene, scene.images.labels_before, 'before (affine)')
 
 
-def _labels_after(scene: _Scene) -> _Drawn | None:
-    return _labels(scene, scene.images.labels_after, 'Labels after (NePhi)')
+def _labels_after(scene: _Scene) -> Drawn | None:
+    return _labels(scene, scene.images.labels_after, 'after (NePhi)')
 
 
-def _checkerboard(scene: _Scene) -> _Drawn:
+def _checkerboard(scene: _Scene) -> Drawn:
     layout = scene.layout
     size = max(layout.tiles[0].width // _CHECKS_ACROSS, 4)
     canvas = scene.fixed.copy()
@@ -205,7 +219,7 @@ def _checkerboard(scene: _Scene) -> _Drawn:
     return _plain(layout, canvas, 'Checkerboard', caption)
 
 
-def _grid(scene: _Scene) -> _Drawn | None:
+def _grid(scene: _Scene) -> Drawn | None:
     images, layout = scene.images, scene.layout
     if images.displacement is None:
         return None
@@ -239,60 +253,6 @@ def _ruled(carried: np.ndarray, step: float, corner: tuple[int, int]) -> list[np
     return level_lines(carried, step * np.arange(np.ceil(first), np.floor(last) + 1), corner)
 
 
-def _jacobian(scene: _Scene) -> _Drawn | None:
-    jacobian = scene.images.jacobian
-    if jacobian is None:
-        return None
-    lowest, where = _lowest(jacobian, scene.images.fixed_mask or scene.mask)
-    layout = scene.layout.through(where)
-    grey = scene.grey(layout, scene.images.fixed, scene.fixed_window)
-    determinant = sample(layout, jacobian.data, jacobian.grid, cval=1.0)
-    picture = Picture(layout, _coloured(determinant, grey, scene.inside_on(layout)), legend=True)
-    picture.ring(where)
-    picture.mark_sides()
-    picture.colour_bar('RdBu_r', ['¼', '½', '1', '2', '4'], 'det J (volume ratio)', 'fold (≤ 0)')
-    means = {
-        'deformation': 'of the deformation alone, its affine left out',
-        'total': 'of the total map from fixed to moving, its affine included',
-    }[scene.images.jacobian_of]
-    spot = ', '.join(f'{value:.0f}' for value in where)
-    caption = (
-        f'Determinant {means}, on a logarithmic scale: red where the moving image is larger, blue '
-        f'where it is smaller. Lowest value on the map: {lowest:.3g}, ringed at ({spot}) mm.'
-    )
-    return picture, 'Jacobian determinant', caption
-
-
-def _coloured(determinant: np.ndarray, grey: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Colours for log2 of the determinant over the grey anatomy, (rows, columns, 3)."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_rgb
-
-    with np.errstate(divide='ignore', invalid='ignore'):
-        scaled = np.log2(determinant) / JACOBIAN_LIMIT
-    colour = colormaps['RdBu_r']((np.clip(np.nan_to_num(scaled), -1, 1) + 1) / 2)[..., :3]
-    colour = colour * (0.55 + 0.45 * grey[..., None])
-    colour[determinant <= 0] = to_rgb(FOLD_COLOUR)
-    return np.where(inside[..., None], colour, 0.5 * grey[..., None])
-
-
-def _lowest(jacobian: Image, mask: Image, first_try: int = 20_000) -> tuple[float, np.ndarray]:
-    """The lowest determinant inside the mask and where it is (mm).
-
-    The lowest values anywhere are tried first, since asking the mask about every voxel is slow.
-    """
-    flat = jacobian.data.ravel()
-    for count in (min(first_try, flat.size), flat.size):
-        tried = np.argpartition(flat, count - 1)[:count]
-        tried = tried[np.argsort(flat[tried], kind='stable')]
-        points = jacobian.grid.to_world(np.stack(np.unravel_index(tried, jacobian.data.shape), -1))
-        inside = resample_array(mask.data.astype(np.uint8), mask.grid.to_index(points), order=0)
-        if inside.any():
-            break
-    first = int(np.argmax(inside > 0))
-    return float(flat[tried[first]]), points[first]
-
-
 _PICTURES = {
     'fixed': _fixed,
     'before': _before,
@@ -302,5 +262,8 @@ _PICTURES = {
     'labelsafter': _labels_after,
     'checkerboard': _checkerboard,
     'grid': _grid,
-    'jacobian': _jacobian,
+    'motion': draw_motion,
+    'jacobian': draw_jacobian,
+    'landmarksbefore': draw_landmarks_before,
+    'landmarksafter': draw_landmarks_after,
 }

@@ -8,6 +8,7 @@ anterior is on the right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,7 +49,7 @@ class Layout:
     """Tiles on one canvas of (rows, columns) pixels, grouped in a block per plane.
 
     ``lower`` and ``upper`` (mm) are the box that is shown; ``blocks`` are
-    (left, top, right, bottom) in pixels, in the order of ``PLANES``.
+    (left, top, right, bottom) in pixels, in the order of ``planes``.
     """
 
     tiles: tuple[Tile, ...]
@@ -57,6 +58,11 @@ class Layout:
     lower: np.ndarray
     upper: np.ndarray
     pixels_per_mm: float
+
+    @property
+    def planes(self) -> tuple[str, ...]:
+        """The planes that are shown, from left to right."""
+        return tuple(dict.fromkeys(tile.plane for tile in self.tiles))
 
     def points(self, tile: Tile) -> np.ndarray:
         """World positions of a tile's pixel centres, (height, width, 3) in mm."""
@@ -77,7 +83,8 @@ class Layout:
     def through(self, point_mm: np.ndarray) -> Layout:
         """The same layout with one slice of each plane moved to pass ``point_mm``."""
         tiles = list(self.tiles)
-        for plane, (_, _, axis) in PLANES.items():
+        for plane in self.planes:
+            axis = PLANES[plane][2]
             own = [i for i, tile in enumerate(tiles) if tile.plane == plane]
             nearest = min(own, key=lambda i: abs(tiles[i].position_mm - point_mm[axis]))
             tiles[nearest] = replace(tiles[nearest], position_mm=float(point_mm[axis]))
@@ -104,7 +111,9 @@ def framing_mask(fixed: Image, mask: Image | None = None) -> Image:
     return Image(inside if inside.any() else np.ones(data.shape, dtype=bool), grid)
 
 
-def choose_slices(mask: Image, margin_mm: float = 4.0) -> Layout:
+def choose_slices(
+    mask: Image, margin_mm: float = 4.0, planes: Sequence[str] = tuple(PLANES)
+) -> Layout:
     """Four slices a plane through what is inside ``mask``, on one canvas.
 
     Each plane cuts where 20, 40, 60 and 80 % of the mask's volume lie to one
@@ -115,8 +124,7 @@ def choose_slices(mask: Image, margin_mm: float = 4.0) -> Layout:
     room = margin_mm + mask.grid.spacing.max() / 2
     lower, upper = points.min(axis=0) - room, points.max(axis=0) + room
     positions = {
-        plane: np.quantile(points[:, through], _QUANTILES)
-        for plane, (_, _, through) in PLANES.items()
+        plane: np.quantile(points[:, PLANES[plane][2]], _QUANTILES) for plane in planes
     }
     return _arrange(lower, upper, positions)
 
@@ -140,12 +148,13 @@ def sample(
 def _arrange(lower: np.ndarray, upper: np.ndarray, positions: dict[str, np.ndarray]) -> Layout:
     """Put two by two tiles a plane side by side, as large as the canvas allows."""
     extent = upper - lower
-    width_mm = 2 * sum(extent[across] for across, _, _ in PLANES.values())
-    height_mm = 2 * max(extent[up] for _, up, _ in PLANES.values())
+    axes = {plane: PLANES[plane] for plane in positions}
+    width_mm = 2 * sum(extent[across] for across, _, _ in axes.values())
+    height_mm = 2 * max(extent[up] for _, up, _ in axes.values())
     scale = min(_WIDTH / width_mm, (_PIXELS / (width_mm * height_mm)) ** 0.5)
     rows = int(round(height_mm * scale)) + _GAP
     tiles, blocks, left = [], [], 0
-    for plane, (across, up, _) in PLANES.items():
+    for plane, (across, up, _) in axes.items():
         width = max(int(round(extent[across] * scale)), 1)
         height = max(int(round(extent[up] * scale)), 1)
         top = max((rows - 2 * height - _GAP) // 2, 0)

@@ -12,7 +12,7 @@ from data import GRIDS, SmoothWarp, make_grid, make_image, make_labels
 from PIL import Image as Pillow
 from report_data import HOSTILE, check_page, chromium, made_up_metrics, rendered
 
-from nephi_pipe import report_pictures
+from nephi_pipe import report_maps, report_pictures
 from nephi_pipe.errors import InputDataError
 from nephi_pipe.geometry import Grid
 from nephi_pipe.images import Image
@@ -198,7 +198,7 @@ def test_jacobian_picture_shows_the_lowest_point_as_a_fold(images, tmp_path):
     determinant[tuple(where)] = -5.0
     determinant[0, 0, 0] = -9.0  # outside of the mask: not looked at
     pair = replace(images, jacobian=Image(determinant, grid))
-    picture, _, caption = report_pictures._jacobian(report_pictures._Scene(pair))
+    picture, _, caption = report_maps.draw_jacobian(report_pictures._Scene(pair))
     point = grid.to_world(where)
     spot = ', '.join(f'{value:.0f}' for value in point)
     assert f'Lowest value on the map: -5, ringed at ({spot}) mm.' in caption
@@ -221,7 +221,7 @@ def test_lowest_determinant_is_looked_for_inside_the_mask_only(images):
     values = np.random.default_rng(0).uniform(0.5, 2.0, grid.shape).astype(np.float32)
     values[~images.fixed_mask.data] = -1.0
     for first_try in (20_000, 10):
-        lowest, where = report_pictures._lowest(Image(values, grid), images.fixed_mask, first_try)
+        lowest, where = report_maps._lowest(Image(values, grid), images.fixed_mask, first_try)
         assert lowest == values[images.fixed_mask.data].min()
         assert values[tuple(np.rint(grid.to_index(where)).astype(int))] == np.float32(lowest)
 
@@ -230,7 +230,7 @@ def test_jacobian_caption_says_which_determinant(images):
     captions = {}
     for of in ('deformation', 'total'):
         scene = report_pictures._Scene(replace(images, jacobian_of=of))
-        _, _, captions[of] = report_pictures._jacobian(scene)
+        _, _, captions[of] = report_maps.draw_jacobian(scene)
     assert 'deformation alone' in captions['deformation']
     assert 'total map' in captions['total']
 
@@ -424,7 +424,7 @@ def test_page_has_every_figure_and_the_words(report):
     page = check_page(report)
     images = page.all('img')
     for word in ('Fixed', 'Before (affine)', 'After (NePhi)', 'Outline of the fixed image',
-                 'Labels before', 'Labels after', 'Checkerboard', 'Deformed grid'):  # fmt: skip
+                 'Structures before', 'Structures after', 'Checkerboard', 'Deformed grid'):  # fmt: skip
         planes = [i['alt'] for i in images if i['alt'].startswith(word)]
         assert [p for p in PLANES if any(f'{p} slices at' in alt for alt in planes)] == list(
             PLANES

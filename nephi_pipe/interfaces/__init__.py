@@ -4,9 +4,10 @@ Those that stand in the place of ANTs' are in :mod:`nephi_pipe.interfaces.ants`.
 """
 
 from .apply import ApplyTransform
-from .evaluate import EvaluateRegistration, PairReport
+from .evaluate import EvaluateRegistration
 from .images import BrainMask, Conform
 from .register import AffineInit, NePhiInfer, NePhiOptimize, WriteTransforms
+from .report import PairReport
 from .train import NePhiTrain
 
 __all__ = [

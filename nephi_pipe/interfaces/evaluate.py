@@ -1,9 +1,10 @@
-"""Interfaces that score and show a registration."""
+"""The interface that scores a registration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -15,6 +16,20 @@ from nipype.interfaces.base import (
 )
 
 from .common import given
+
+
+class _Maps(NamedTuple):
+    """What landmarks and masks are scored by.
+
+    ``dense`` maps like ``forward`` and is quick for whole images; ``determinant`` gives that of
+    the total map at the voxels of a mask.
+    """
+
+    affine: Any
+    forward: Any
+    inverse: Any
+    dense: Any
+    determinant: Callable[[Any], Any]
 
 
 class EvaluateRegistrationInputSpec(BaseInterfaceInputSpec):
@@ -36,13 +51,20 @@ class EvaluateRegistrationInputSpec(BaseInterfaceInputSpec):
     fixed_labels = File(exists=True, desc='label map on the fixed grid, for the overlap')
     moving_labels = File(exists=True, desc='label map on the moving grid; warped in any case')
     fixed_landmarks = File(exists=True, desc='table of points (.tsv), columns x, y, z, RAS+ mm')
-    moving_landmarks = File(exists=True, desc='the corresponding points, row by row')
+    moving_landmarks = File(
+        exists=True, desc='the corresponding points, by their column "index" or row by row'
+    )
+    moving_mask = File(
+        exists=True,
+        desc='the organ in the moving image; with fixed_mask its overlap and volume are scored',
+    )
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the computation')
 
 
 class EvaluateRegistrationOutputSpec(TraitedSpec):
     metrics = File(desc='scores, JSON')
     warped_labels = File(desc='the moving labels on the fixed grid, where they are given')
+    landmarks = File(desc='a row for each landmark with its errors (.tsv), where they are given')
 
 
 class EvaluateRegistration(SimpleInterface):
@@ -50,6 +72,7 @@ class EvaluateRegistration(SimpleInterface):
 
     With ``field`` the scores come from the registration itself, folds from exact Jacobians among
     them; folds by finite differences are those of ``transforms`` where these are given too.
+    Landmarks are mapped in both directions, by the continuous map of a field.
     """
 
     input_spec = EvaluateRegistrationInputSpec
@@ -59,19 +82,32 @@ class EvaluateRegistration(SimpleInterface):
         from ..errors import UsageError
         from ..files import write_json
         from ..images import save_image
+        from ..landmark_errors import (
+            landmark_errors_mm,
+            summarise_landmarks,
+            write_landmark_errors,
+        )
 
         if not (given(self.inputs.field) or given(self.inputs.transforms)):
             raise UsageError(
                 'There is nothing to evaluate; expected a registration (input "field") or a list '
                 'of transforms (input "transforms"). Set one of them.'
             )
-        folder, pair = Path(runtime.cwd), self._load()
+        folder, points, pair = Path(runtime.cwd), self._landmarks(), self._load()
+        if points is not None:
+            pair.update(fixed_landmarks=points.fixed, moving_landmarks=points.moving)
         moving_labels = pair['moving_labels']
         if pair['fixed_labels'] is None or moving_labels is None:
             # A template has no labels as a rule: those of the other side are warped, not scored.
             pair['fixed_labels'] = pair['moving_labels'] = None
         score = self._score_field if given(self.inputs.field) else self._score_transforms
-        metrics, warped_labels = score(pair, moving_labels)
+        metrics, warped_labels, maps = score(pair, moving_labels)
+        if points is not None:
+            errors = landmark_errors_mm(points, maps.affine, maps.forward, maps.inverse)
+            metrics |= summarise_landmarks(errors)
+            table = write_landmark_errors(folder / 'landmarks.tsv', points, errors)
+            self._results['landmarks'] = str(table)
+        metrics |= self._organ(pair, maps)
         self._results['metrics'] = str(write_json(folder / 'metrics.json', metrics))
         if warped_labels is not None:
             path = folder / 'warped_labels.nii.gz'
@@ -81,19 +117,50 @@ class EvaluateRegistration(SimpleInterface):
 
     def _load(self) -> dict[str, Any]:
         from ..images import check_same_grid, load_image, load_labels
-        from ..metrics import read_landmarks
 
         pair = {}
         for side in ('fixed', 'moving'):
             pair[side] = load_image(getattr(self.inputs, f'{side}_image'))
-            for kind, load in (('labels', load_labels), ('landmarks', read_landmarks)):
-                path = given(getattr(self.inputs, f'{side}_{kind}'))
-                pair[f'{side}_{kind}'] = load(path) if path else None
+            path = given(getattr(self.inputs, f'{side}_labels'))
+            pair[f'{side}_labels'] = load_labels(path) if path else None
             if pair[f'{side}_labels'] is not None:
                 check_same_grid(pair[f'{side}_labels'], pair[side])
         return pair
 
-    def _score_field(self, pair: dict[str, Any], labels: Any) -> tuple[dict, Any]:
+    def _landmarks(self) -> Any:
+        """The landmarks of both sides, or None where neither is given."""
+        from ..errors import UsageError
+        from ..landmark_errors import read_landmark_pairs
+
+        fixed, moving = given(self.inputs.fixed_landmarks), given(self.inputs.moving_landmarks)
+        if not (fixed or moving):
+            return None
+        if not (fixed and moving):
+            raise UsageError(
+                f'There are landmarks of one image only ("{fixed or moving}"); expected those of '
+                'both, or none. Give the others too.'
+            )
+        return read_landmark_pairs(fixed, moving)
+
+    def _organ(self, pair: dict[str, Any], maps: _Maps) -> dict[str, Any]:
+        """Overlap and change of volume of the organ that the masks hold, if both are given."""
+        from ..images import load_mask
+        from ..transforms import Transform
+        from ..volume_change import mask_overlap, volume_change
+
+        masks = []
+        for side in ('fixed', 'moving'):
+            path = given(getattr(self.inputs, f'{side}_mask'))
+            if not path:
+                return {}
+            masks.append(load_mask(path, like=pair[side]))
+        both = {'before': Transform([maps.affine]), 'after': maps.dense}
+        return {
+            'masks': {'dice': mask_overlap(*masks, both)},
+            'volume': volume_change(maps.determinant(masks[0]), *masks),
+        }
+
+    def _score_field(self, pair: dict[str, Any], labels: Any) -> tuple[dict, Any, _Maps]:
         import torch
 
         from ..apply import read_chain
@@ -102,128 +169,43 @@ class EvaluateRegistration(SimpleInterface):
         torch.set_num_threads(self.inputs.num_threads)
         registration = load_registration(self.inputs.field)
         saved = given(self.inputs.transforms)
-        metrics = registration.metrics(**pair, saved=read_chain(saved) if saved else None)
-        return metrics, labels and registration.warp_labels(labels)
+        saved = read_chain(saved) if saved else registration.stored_transform()[0]
+        metrics = registration.metrics(**pair, saved=saved)
+        maps = _Maps(
+            registration.affine,
+            registration.warp_points,
+            registration.inverse.warp_points,
+            saved,
+            lambda mask: registration.jacobian_determinant(mask.grid, total=True).data[mask.data],
+        )
+        return metrics, labels and registration.warp_labels(labels), maps
 
-    def _score_transforms(self, pair: dict[str, Any], labels: Any) -> tuple[dict, Any]:
+    def _score_transforms(self, pair: dict[str, Any], labels: Any) -> tuple[dict, Any, _Maps]:
+        import numpy as np
+
         from ..apply import read_chain
+        from ..folds import finite_differences
         from ..images import load_mask
-        from ..metrics import evaluate
+        from ..metrics import displacement_on, evaluate
         from ..transforms import read_affine, resample
 
         affine, mask = given(self.inputs.affine), given(self.inputs.fixed_mask)
         inverse = given(self.inputs.inverse_transforms)
+        inverse = read_chain(inverse) if inverse else None
+        affine = read_affine(affine) if affine else np.eye(4)
         transform = read_chain(self.inputs.transforms)
         metrics = evaluate(
             transform,
             **pair,
-            inverse=read_chain(inverse) if inverse else None,
+            inverse=inverse,
             fixed_mask=load_mask(mask, like=pair['fixed']) if mask else None,
-            affine=read_affine(affine) if affine else None,
-        )
-        return metrics, labels and resample(labels, transform, pair['fixed'].grid, 'labels')
-
-
-class PairReportInputSpec(BaseInterfaceInputSpec):
-    field = File(exists=True, mandatory=True, desc='the registration (.safetensors)')
-    fixed_image = File(exists=True, mandatory=True, desc='the image that stayed')
-    moving_image = File(exists=True, mandatory=True, desc='the image that was warped')
-    warped_image = File(exists=True, mandatory=True, desc='the moving image on the fixed grid')
-    jacobian = File(exists=True, desc='determinant of the deformation on the fixed grid')
-    history = File(exists=True, desc='progress of the optimisation, JSON')
-    metrics = File(exists=True, desc='scores, JSON')
-    fixed_labels = File(exists=True, desc='label map on the fixed grid')
-    moving_labels = File(exists=True, desc='label map on the moving grid')
-    warped_labels = File(exists=True, desc='the moving labels on the fixed grid')
-    label_names = traits.Dict(traits.Str, traits.Str, desc='names of the labels')
-    num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the computation')
-    stem = traits.Str('pair', usedefault=True, desc='how the names of the figures begin')
-    suffix = traits.Str('figure', usedefault=True, desc='how the names of the figures end')
-
-
-class PairReportOutputSpec(TraitedSpec):
-    figures = traits.List(File, desc='pictures (.png) and charts (.svg)')
-    report_parts = File(
-        desc='the arguments of report.pair_section beside the figures and the title, JSON'
-    )
-
-
-class PairReport(SimpleInterface):
-    """Draw the figures of one pair and keep what a page says about it."""
-
-    input_spec = PairReportInputSpec
-    output_spec = PairReportOutputSpec
-
-    def _run_interface(self, runtime: Any) -> Any:
-        import json
-
-        from ..files import write_json
-        from ..registration import load_registration
-        from ..report import pair_figures
-        from ..threads import torch_threads
-
-        def read(path: Any) -> Any:
-            return json.loads(Path(path).read_text()) if given(path) else None
-
-        folder = Path(runtime.cwd)
-        registration = load_registration(self.inputs.field)
-        history, metrics = read(self.inputs.history), read(self.inputs.metrics)
-        names = {int(k): text for k, text in (given(self.inputs.label_names) or {}).items()}
-        with torch_threads(self.inputs.num_threads):
-            figures = pair_figures(
-                self._images(registration),
-                folder,
-                self.inputs.stem,
-                history=history,
-                metrics=metrics,
-                label_names=names,
-                suffix=self.inputs.suffix,
-            )
-        parts = {
-            'metrics': metrics,
-            'facts': [
-                ['Moving', self.inputs.moving_image],
-                ['Fixed', self.inputs.fixed_image],
-            ],
-            'provenance': registration.provenance,
-            'seconds': registration.provenance.get('seconds'),
-            'label_names': names,
-        }
-        self._results['figures'] = [str(figure.path) for figure in figures]
-        self._results['report_parts'] = str(write_json(folder / 'report_parts.json', parts))
-        return runtime
-
-    def _images(self, registration: Any) -> Any:
-        from ..images import load_image, load_labels
-        from ..report import PairImages
-        from ..transforms import Transform, resample
-
-        fixed, moving = load_image(self.inputs.fixed_image), load_image(self.inputs.moving_image)
-        affine = Transform([registration.affine])
-        labels = given(self.inputs.moving_labels)
-        coarse = fixed.grid.resampled(GRID_MM)
-        optional = {
-            name: load(path)
-            for name, path, load in (
-                ('jacobian', self.inputs.jacobian, load_image),
-                ('labels_fixed', self.inputs.fixed_labels, load_labels),
-                ('labels_after', self.inputs.warped_labels, load_labels),
-            )
-            if given(path)
-        }
-        return PairImages(
-            fixed,
-            resample(moving, affine, fixed.grid),
-            load_image(self.inputs.warped_image),
-            displacement=registration.displacement(coarse),
-            displacement_grid=coarse,
-            fixed_mask=registration.fixed_mask,
-            labels_before=(
-                resample(load_labels(labels), affine, fixed.grid, 'labels') if labels else None
-            ),
-            **optional,
+            affine=affine,
         )
 
+        def determinant(mask: Any) -> Any:
+            displacement = displacement_on(transform, mask.grid)
+            return finite_differences(displacement, mask.grid, mask.data)[1]
 
-GRID_MM = 4.0
-"""Spacing of the displacement that the figure of the deformed grid is drawn from."""
+        maps = _Maps(affine, transform, inverse, transform, determinant)
+        warped = labels and resample(labels, transform, pair['fixed'].grid, 'labels')
+        return metrics, warped, maps

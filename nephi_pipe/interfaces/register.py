@@ -150,7 +150,10 @@ class NePhiOutputSpec(TransformOutputSpec):
     field = File(desc='the registration itself (.safetensors), can be evaluated at any point')
     affine = File(desc='the affine part (ITK .txt), maps fixed points to moving points')
     warped_image = File(desc='the moving image on the fixed grid')
-    jacobian = File(desc='determinant of the deformation, without its affine, on the fixed grid')
+    jacobian = File(
+        desc='determinant on the fixed grid: of the deformation without its affine, for lungs of '
+        'the whole map, which is the local change of volume'
+    )
     history = File(desc='progress of the optimisation, JSON')
 
 
@@ -222,12 +225,15 @@ class NePhiOptimize(SimpleInterface):
         from ..files import write_json
         from ..images import load_image, save_image
         from ..itk import write_affine
+        from ..presets.views import view
 
+        seen = view(self.inputs.modality)
         files = {'field': registration.save_field(folder / 'field.safetensors')}
         formats = self.inputs.xfm_format, self.inputs.xfm_grid
         files |= write_transforms(registration, folder, *formats)
-        warped = registration.warp(load_image(self.inputs.moving_image))
-        jacobian = registration.jacobian_determinant()
+        moving = load_image(self.inputs.moving_image)
+        warped = registration.warp(moving, outside=seen.outside)
+        jacobian = registration.jacobian_determinant(total=seen.jacobian_of == 'total')
         files |= {
             'affine': write_affine(folder / 'affine.txt', registration.affine),
             'warped_image': save_image(folder / 'warped.nii.gz', warped.data, warped.grid),
