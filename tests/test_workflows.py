@@ -19,7 +19,12 @@ from nephi_pipe.interfaces import NePhiOptimize
 from nephi_pipe.registration import load_registration
 from nephi_pipe.report import load_figure, pair_section
 from nephi_pipe.transforms import read_affine, read_transform, resample
-from nephi_pipe.workflows import estimate_memory_gb, init_brain_wf, init_register_pair_wf
+from nephi_pipe.workflows import (
+    estimate_memory_gb,
+    init_brain_wf,
+    init_lung_wf,
+    init_register_pair_wf,
+)
 from nephi_pipe.workflows.resources import SHARES
 
 INPUTS = {
@@ -28,10 +33,10 @@ INPUTS = {
 }  # fmt: skip
 OUTPUTS = {
     'forward_transform', 'inverse_transform', 'forward_sidecar', 'inverse_sidecar', 'field',
-    'warped_image', 'warped_labels', 'jacobian', 'metrics', 'history', 'figures', 'report_parts',
-    'affine',
+    'warped_image', 'warped_labels', 'jacobian', 'metrics', 'landmarks', 'history', 'figures',
+    'report_parts', 'affine',
 }  # fmt: skip
-BUILDERS = pytest.mark.parametrize('build', [init_register_pair_wf, init_brain_wf])
+BUILDERS = pytest.mark.parametrize('build', [init_register_pair_wf, init_brain_wf, init_lung_wf])
 
 
 @pytest.fixture(scope='module')
@@ -76,12 +81,13 @@ def test_docstring_names_every_parameter_and_field(build):
         assert {name for line in named for name in line.split(', ')} >= set(names), title
 
 
+@pytest.mark.parametrize(('build', 'organ'), [(init_brain_wf, 'brain'), (init_lung_wf, 'lung')])
 @pytest.mark.parametrize('affine', [True, False])
 @pytest.mark.parametrize('report', [True, False])
 @pytest.mark.parametrize('xfm_format', ['h5', 'nii', 'field'])
-def test_few_nodes_run_for_a_pair(affine, report, xfm_format):
-    nodes = embed(init_brain_wf(affine=affine, report=report, xfm_format=xfm_format))
-    expected = {'fixed_brain', 'moving_brain', 'optimize', 'evaluate'}
+def test_few_nodes_run_for_a_pair(affine, report, xfm_format, build, organ):
+    nodes = embed(build(affine=affine, report=report, xfm_format=xfm_format))
+    expected = {f'fixed_{organ}', f'moving_{organ}', 'optimize', 'evaluate'}
     expected |= {'affine_init'} if affine else set()
     expected |= {'report'} if report else set()
     expected |= {'transforms'} if xfm_format != 'field' else set()
@@ -115,6 +121,26 @@ def test_settings_reach_the_nodes():
     assert nodes['affine_init'].inputs.seed == 11
     assert nodes['report'].inputs.label_names == {'2': 'thalamus'}
     assert (optimize.num_threads, nodes['optimize'].n_procs) == (3, 3)
+
+
+def test_lungs_are_registered_and_scored_as_lungs():
+    nodes = embed(init_lung_wf(seed=11))
+    for name in ('affine_init', 'optimize', 'report'):
+        assert nodes[name].inputs.modality == 'lung', name
+    graph = init_lung_wf()._create_flat_graph()
+    edges = {
+        (source.name, target.name): set(data['connect'])
+        for source, target, data in graph.edges(data=True)
+    }
+    pair_input = {target for (source, target) in edges if source == 'moving_lung'}
+    assert pair_input == {'inputnode', 'outputnode'}
+    assert edges['moving_lung', 'inputnode'] == {
+        ('image', 'moving_image'),
+        ('mask', 'moving_mask'),
+    }
+    assert {('fixed_mask', 'fixed_mask'), ('moving_mask', 'moving_mask')} <= (
+        edges['inputnode', 'evaluate'] & edges['inputnode', 'report']
+    )
 
 
 def test_every_node_computes_with_the_threads_it_is_scheduled_with():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
 from ..interfaces import BrainMask
-from .pair import INPUTS, OUTPUTS, init_register_pair_wf
+from .masked import init_masked_pair_wf
+from .pair import init_register_pair_wf
 
 DEEPBET_GB = 1.5
 """Memory of brain extraction: 1.2 GB measured at 0.9 mm (15 million voxels), rounded up."""
@@ -69,16 +69,12 @@ def init_brain_wf(
     -------
     forward_transform, inverse_transform, forward_sidecar, inverse_sidecar, field, affine
         As :func:`init_register_pair_wf` has them.
-    warped_image, warped_labels, jacobian, metrics, history, figures, report_parts
+    warped_image, warped_labels, jacobian, metrics, landmarks, history, figures, report_parts
         Likewise.
-    fixed_mask, moving_mask
-        The masks that were used.
+    fixed_mask, moving_mask, fixed_mask_source, moving_mask_source
+        The masks that were used, and where they come from: 'given', 'skull-stripped', 'deepbet' or
+        'whole head'.
     """
-    workflow = Workflow(name=name)
-    inputnode = Node(IdentityInterface(fields=list(INPUTS)), name='inputnode')
-    outputnode = Node(
-        IdentityInterface(fields=[*OUTPUTS, 'fixed_mask', 'moving_mask']), name='outputnode'
-    )
     pair = init_register_pair_wf(
         modality='brain',
         weights=weights,
@@ -94,25 +90,16 @@ def init_brain_wf(
         report=report,
         label_names=label_names,
     )
-    workflow.__desc__ = _describe(brain_extraction, whole_head) + pair.__desc__
-    for side in ('fixed', 'moving'):
-        brain = Node(
+
+    def find(side: str) -> Node:
+        return Node(
             BrainMask(method=brain_extraction, whole_head=whole_head),
             name=f'{side}_brain',
             n_procs=omp_nthreads,
             mem_gb=DEEPBET_GB,
         )
-        workflow.connect([
-            (inputnode, brain, [(f'{side}_image', 'image'), (f'{side}_mask', 'mask')]),
-            (brain, pair, [('mask', f'inputnode.{side}_mask')]),
-            (brain, outputnode, [('mask', f'{side}_mask')]),
-        ])  # fmt: skip
-    others = [field for field in INPUTS if field not in ('fixed_mask', 'moving_mask')]
-    workflow.connect([
-        (inputnode, pair, [(field, f'inputnode.{field}') for field in others]),
-        (pair, outputnode, [(f'outputnode.{field}', field) for field in OUTPUTS]),
-    ])  # fmt: skip
-    return workflow
+
+    return init_masked_pair_wf(pair, find, _describe(brain_extraction, whole_head), name)
 
 
 def _describe(brain_extraction: str, whole_head: bool) -> str:

@@ -15,6 +15,7 @@ from ..interfaces import (
     PairReport,
     WriteTransforms,
 )
+from ..presets.views import view
 from .resources import pair_node
 
 INPUTS = (
@@ -31,6 +32,8 @@ INPUTS = (
 )
 """Fields of every ``inputnode``; all but the two images may stay unset."""
 
+MASKS = ('fixed_mask', 'moving_mask')
+
 TRANSFORMS = ('forward_transform', 'inverse_transform', 'forward_sidecar', 'inverse_sidecar')
 
 OUTPUTS = (
@@ -40,6 +43,7 @@ OUTPUTS = (
     'warped_labels',
     'jacobian',
     'metrics',
+    'landmarks',
     'history',
     'figures',
     'report_parts',
@@ -118,7 +122,8 @@ def init_register_pair_wf(
         Label maps on the grids of the images. The moving one is warped; where both are given,
         their overlap is scored.
     fixed_landmarks, moving_landmarks
-        Tables (.tsv) of corresponding points, columns x, y, z in RAS+ mm, for scores.
+        Tables (.tsv) of corresponding points, columns x, y, z in RAS+ mm, for scores; matched by
+        their column ``index`` where both have it, else row by row.
     initial_transform
         An affine (ITK .txt, .tfm, .mat, .h5), fixed to moving, taken instead of a search.
 
@@ -133,9 +138,12 @@ def init_register_pair_wf(
     warped_image, warped_labels
         Of the moving image, on the fixed grid.
     jacobian
-        Determinant of the deformation, without its affine, on the fixed grid.
+        Determinant on the fixed grid: of the deformation without its affine, for lungs of the
+        whole map.
     metrics, history
         Scores and progress, JSON.
+    landmarks
+        A row for each landmark with its errors in both directions (.tsv), where they are given.
     figures, report_parts
         List of pictures, and what a page about the pair says beside them, JSON.
     affine
@@ -193,6 +201,7 @@ def init_register_pair_wf(
         (evaluate, outputnode, [
             ('metrics', 'metrics'),
             ('warped_labels', 'warped_labels'),
+            ('landmarks', 'landmarks'),
         ]),
     ])
     # fmt: on
@@ -207,20 +216,28 @@ def init_register_pair_wf(
         workflow.connect(start, 'affine', optimize, 'initial_transform')
     else:
         workflow.connect(inputnode, 'initial_transform', optimize, 'initial_transform')
+    organ = bool(view(modality).organ)
+    if organ:
+        workflow.connect([(inputnode, evaluate, [(field, field) for field in MASKS])])
     if report:
-        _add_report(workflow, label_names, mem_gb)
+        draw = _add_report(workflow, modality, label_names, mem_gb)
+        if organ:
+            workflow.connect([(inputnode, draw, [(field, field) for field in MASKS])])
     return workflow
 
 
 def _add_report(
-    workflow: Workflow, label_names: Mapping[int, str] | None, mem_gb: float | None
-) -> None:
-    """Add the node that draws figures."""
+    workflow: Workflow,
+    modality: str,
+    label_names: Mapping[int, str] | None,
+    mem_gb: float | None,
+) -> Node:
+    """Add the node that draws figures, and return it."""
     inputnode, outputnode, optimize, evaluate = map(
         workflow.get_node, ('inputnode', 'outputnode', 'optimize', 'evaluate')
     )
     names = {str(label): text for label, text in (label_names or {}).items()}
-    draw = pair_node(PairReport(label_names=names), 'report', mem_gb)
+    draw = pair_node(PairReport(label_names=names, modality=modality), 'report', mem_gb)
     # fmt: off
     workflow.connect([
         (inputnode, draw, [
@@ -228,6 +245,8 @@ def _add_report(
             ('moving_image', 'moving_image'),
             ('fixed_labels', 'fixed_labels'),
             ('moving_labels', 'moving_labels'),
+            ('fixed_landmarks', 'fixed_landmarks'),
+            ('moving_landmarks', 'moving_landmarks'),
         ]),
         (optimize, draw, [
             ('field', 'field'),
@@ -239,6 +258,7 @@ def _add_report(
         (draw, outputnode, [('figures', 'figures'), ('report_parts', 'report_parts')]),
     ])
     # fmt: on
+    return draw
 
 
 def _describe(modality: str, weights: str, steps: int | None, affine: bool) -> str:

@@ -1,0 +1,76 @@
+"""What every workflow shares that finds an organ in both images first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline.engine import Node, Workflow
+
+from .pair import INPUTS, OUTPUTS
+
+MASKS = ('fixed_mask', 'moving_mask', 'fixed_mask_source', 'moving_mask_source')
+"""Fields of the ``outputnode`` beside those of a pair: the masks, and where they come from."""
+
+
+def init_masked_pair_wf(
+    pair: Workflow, find: Callable[[str], Node], description: str, name: str
+) -> Workflow:
+    """Build the workflow that looks for an organ in both images and registers them.
+
+    Parameters
+    ----------
+    pair
+        As :func:`init_register_pair_wf` builds it.
+    find
+        Makes the node that looks for the organ, from its name's beginning ('fixed' or 'moving').
+        Its interface has the inputs ``image`` and ``mask`` (taken where it is given) and the
+        outputs ``mask`` and ``source``; a further output ``image`` is registered in the place of
+        the scan.
+    description
+        Sentences about the masks for a methods section.
+    name
+        Name of the workflow.
+
+    Inputs
+    ------
+    fixed_image, moving_image
+        Scans.
+    fixed_mask, moving_mask
+        Masks of the organ on their grids; found where not given.
+    exclude_mask, fixed_labels, moving_labels, fixed_landmarks, moving_landmarks, initial_transform
+        As :func:`init_register_pair_wf` has them.
+
+    Outputs
+    -------
+    forward_transform, inverse_transform, forward_sidecar, inverse_sidecar, field, affine
+        As :func:`init_register_pair_wf` has them.
+    warped_image, warped_labels, jacobian, metrics, landmarks, history, figures, report_parts
+        Likewise.
+    fixed_mask, moving_mask, fixed_mask_source, moving_mask_source
+        The masks that were used, and where they come from.
+    """
+    workflow = Workflow(name=name)
+    workflow.__desc__ = description + pair.__desc__
+    inputnode = Node(IdentityInterface(fields=list(INPUTS)), name='inputnode')
+    outputnode = Node(IdentityInterface(fields=[*OUTPUTS, *MASKS]), name='outputnode')
+    others = [field for field in INPUTS if field not in MASKS]
+    for side in ('fixed', 'moving'):
+        organ = find(side)
+        found = [('mask', f'inputnode.{side}_mask')]
+        if 'image' in organ.outputs.copyable_trait_names():
+            found.append(('image', f'inputnode.{side}_image'))
+            others.remove(f'{side}_image')
+        workflow.connect([
+            (inputnode, organ, [(f'{side}_image', 'image'), (f'{side}_mask', 'mask')]),
+            (organ, pair, found),
+            (organ, outputnode, [
+                ('mask', f'{side}_mask'),
+                ('source', f'{side}_mask_source'),
+            ]),
+        ])  # fmt: skip
+    workflow.connect([
+        (inputnode, pair, [(field, f'inputnode.{field}') for field in others]),
+        (pair, outputnode, [(f'outputnode.{field}', field) for field in OUTPUTS]),
+    ])  # fmt: skip
+    return workflow
