@@ -25,6 +25,7 @@ EPILOG = """\
 examples
   nephi-pipe BIDS OUT participant --participant-label 01 02
   nephi-pipe BIDS OUT participant group --reference sub-05 --derivatives fmriprep=PREP
+  nephi-pipe BIDS OUT participant group --modality lung --derivatives masks=MASKS
   nephi-pipe BIDS OUT participant --dry-run
 
 The same command with the same work folder (-w) goes on where it was stopped.
@@ -119,11 +120,13 @@ def _add_selection(group: Any) -> None:
     )  # fmt: skip
     group.add_argument(
         '--bids-filter-file', type=Path, metavar='FILE',
-        help='JSON with entities for t1w, dseg and mask; null: without it, "*": with any',
+        help='JSON with entities for t1w (or ct), dseg, mask and landmarks; null: without it, '
+        '"*": with any',
     )  # fmt: skip
     group.add_argument(
         '-d', '--derivatives', nargs='+', action=_NamedPaths, metavar='NAME=PATH',
-        help='data sets with label maps (dseg) and brain masks (desc-brain_mask)',
+        help='data sets with masks (desc-brain_mask, label-lung_mask), label maps (dseg) and '
+        'landmarks (.tsv)',
     )  # fmt: skip
     group.add_argument(
         '--reference', metavar='{sub-LABEL|FILE|MNI152}',
@@ -137,6 +140,15 @@ def _add_selection(group: Any) -> None:
     group.add_argument(
         '--whole-head', action='store_true',
         help='register scans with a skull and without a brain mask as they are',
+    )  # fmt: skip
+    group.add_argument(
+        '--session-pairs', metavar='{baseline|consecutive|all|FILE.tsv}',
+        help='lung: each later session to the first, to the one before, or to all before '
+        '(default: baseline); FILE.tsv has the columns participant_id, fixed and moving',
+    )  # fmt: skip
+    group.add_argument(
+        '--fixed-acq', metavar='LABEL',
+        help='lung: within each session, register the other breath states to this one (acq-LABEL)',
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger('nephi_pipe')
 NAME = 'nephi_pipe'
 BIDS_VERSION = '1.10.0'
 
-IGNORED = ('*.html', 'figures', 'log', '*_xfm.*', '*_metrics.*', '*_jacobian.*')
+IGNORED = ('*.html', 'figures', 'log', '*_xfm.*', '*_metrics.*', '*_jacobian.*', '*_landmarks.*')
 """What BIDS has no rule for yet. A folder's pattern must not end in a slash: the validator would
 not heed it."""
 
@@ -45,7 +45,7 @@ README = """\
 * `sub-XX/**/*_xfm.*`: transforms. `from-A_to-B` resamples an image of A onto the grid of B, so it
   maps points of B to points of A.
 * `sub-XX/**/*_space-B_desc-nephi_*`: what was resampled onto the grid of B, the map of Jacobian
-  determinants, and the scores.
+  determinants, the scores, and the errors of landmarks.
 * `logs/`: the settings of each run, what it said, and what to cite.
 """
 
@@ -178,7 +178,7 @@ def _source(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]:
 def _ignore_list(settings: Settings) -> str:
     path = settings.output_dir / '.bidsignore'
     lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
-    wanted = list(IGNORED)
+    wanted = [*IGNORED, *(['ct'] if settings.modality == 'lung' else [])]
     if settings.work_dir.is_relative_to(settings.output_dir):
         wanted.append(settings.work_dir.relative_to(settings.output_dir).as_posix())
     return '\n'.join([*lines, *(line for line in wanted if line not in lines)]) + '\n'
@@ -203,6 +203,9 @@ def citation(settings: Settings, method: str) -> str:
     method
         What the workflow says about itself.
     """
+    if settings.modality == 'lung':
+        within = 'an earlier or differently inflated scan of the same person'
+        return _TEXT.format(scans='Chest CT scans', target=within, method=method.strip())
     template = settings.reference == MNI and settings.pairs == 'to-reference'
     target = {
         'to-reference': 'the MNI ICBM152 2009a symmetric template [5], as nilearn carries it [6]'
@@ -210,14 +213,14 @@ def citation(settings: Settings, method: str) -> str:
         else f'the scan of {settings.reference}',
         'all': 'each other',
     }.get(settings.pairs, 'the scans listed in a table of pairs')
-    text = _TEXT.format(target=target, method=method.strip())
+    text = _TEXT.format(scans='T1-weighted scans', target=target, method=method.strip())
     return text + (_TEMPLATE_REFERENCES if template else '')
 
 
 _TEXT = """\
 # What was done, and what to cite
 
-T1-weighted scans were registered to {target} with NePhi fields [1]. {method} The run was
+{scans} were registered to {target} with NePhi fields [1]. {method} The run was
 organised with Nipype [2] and PyBIDS [3], following the Brain Imaging Data Structure [4].
 
 1. Tian L, Greer H, San José Estépar R, Sengupta R, Niethammer M. NePhi: Neural Deformation Fields

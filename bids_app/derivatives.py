@@ -23,6 +23,8 @@ from nipype.interfaces.io import add_traits
 from .. import __version__
 from ..files import atomic, sha256, write_text
 from ..interfaces.common import given
+from ..landmark_errors import COLUMNS
+from ..presets.views import view
 from .dataset import NAME, read_json
 from .names import Names, sidecar
 from .query import Scan
@@ -33,6 +35,7 @@ FILES = {
     'warped_image': 'warped',
     'warped_labels': 'labels',
     'jacobian': 'jacobian',
+    'landmarks': 'landmarks',
 }
 """Fields of a pair workflow's outputnode that are files to keep, and their names here."""
 
@@ -51,7 +54,8 @@ def store_pair(
         Where everything goes.
     results
         Fields of the outputnode of the pair's workflow and their files; what is missing or None
-        was not made. ``figures`` is a list; ``skull_stripped`` says so of the moving image.
+        was not made. ``figures`` is a list; ``skull_stripped`` says so of the moving image, and
+        is None for other organs.
     facts
         What the metrics and sidecars say about the settings.
 
@@ -132,9 +136,13 @@ def _table_name(names: Names) -> str:
 
 
 def checksums(names: Names) -> dict[str, str]:
-    """SHA-256 of the images, masks and label maps that the pair was made from."""
+    """SHA-256 of the images and what belongs to them that the pair was made from."""
     moving, fixed = names.pair.moving, names.pair.fixed
-    files = [s for scan in (moving, fixed) for s in (scan.path, scan.mask, scan.labels)]
+    files = [
+        file
+        for scan in (moving, fixed)
+        for file in (scan.path, scan.mask, scan.labels, scan.landmarks)
+    ]
     return {path.name: sha256(path) for path in files if path is not None}
 
 
@@ -149,6 +157,11 @@ def _sidecars(
     """The text of each file's JSON sidecar."""
     moving, fixed = names.pair.moving, names.pair.fixed
     sources = [uri for uri in (moving.uri, fixed.uri) if uri]
+    stripped = results.get('skull_stripped')
+    part = {
+        'deformation': 'deformation from the fixed to the moving image, without its affine part',
+        'total': 'whole map from the fixed to the moving image, its affine part included',
+    }[view(facts.get('modality', '')).jacobian_of]
     transform = f'bids::{names.forward.relative_to(names.output_dir).as_posix()}'
     on_grid = {
         'SpatialReference': fixed.uri or fixed.space,
@@ -160,7 +173,7 @@ def _sidecars(
         'inverse_transform': _transform_facts(results.get('inverse_sidecar'), fixed, moving),
         'warped_image': {
             'Description': 'The moving image on the grid of the fixed image.',
-            'SkullStripped': bool(results.get('skull_stripped')),
+            **({} if stripped is None else {'SkullStripped': bool(stripped)}),
             **on_grid,
         },
         'warped_labels': {
@@ -170,15 +183,27 @@ def _sidecars(
             'Sources': [*on_grid['Sources'], *moving.companion_uris[-1:]],
         },
         'jacobian': {
-            'Description': 'Determinant of the Jacobian of the deformation from the fixed to '
-            'the moving image, without its affine part: above 1 the moving image is larger.',
+            'Description': f'Determinant of the Jacobian of the {part}: above 1 the moving image '
+            'is larger.',
             'Units': '1',
             **on_grid,
+        },
+        'landmarks': {
+            **{name: {'Description': f'{text}.', **_units(name)} for name, text in COLUMNS.items()},
+            'Sources': [
+                *(uri for uri in (moving.landmarks_uri, fixed.landmarks_uri) if uri),
+                transform,
+            ],
+            'GeneratedBy': on_grid['GeneratedBy'],
         },
     }
     return {
         field: _json({**content, 'Provenance': dict(facts)}) for field, content in contents.items()
     }
+
+
+def _units(column: str) -> dict[str, str]:
+    return {'Units': 'mm'} if column != 'index' else {}
 
 
 def _transform_facts(path: Any, origin: Scan, target: Scan) -> dict[str, Any]:
@@ -203,7 +228,8 @@ def _json(content: Any) -> str:
 class PairSinkInputSpec(BaseInterfaceInputSpec):
     names = traits.Any(mandatory=True, desc='where everything goes')
     facts = traits.Dict(desc='what metrics and sidecars say about the settings')
-    brain_source = traits.Str(desc='where the mask of the moving brain comes from')
+    fixed_mask_source = traits.Str(desc='where the mask of the fixed image comes from')
+    moving_mask_source = traits.Str(desc='where the mask of the moving image comes from')
     forward_transform = File(desc='resamples moving onto fixed')
     inverse_transform = File(desc='resamples fixed onto moving')
     forward_sidecar = File(desc='facts about forward_transform, JSON')
@@ -211,6 +237,7 @@ class PairSinkInputSpec(BaseInterfaceInputSpec):
     warped_image = File(desc='the moving image on the fixed grid')
     warped_labels = File(desc='the moving labels on the fixed grid')
     jacobian = File(desc='determinants on the fixed grid')
+    landmarks = File(desc='landmarks and their errors')
     metrics = File(desc='scores, JSON')
     figures = InputMultiObject(File(), desc='pictures')
     report_parts = File(desc='seconds and provenance, JSON')
@@ -230,16 +257,18 @@ class PairSink(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         results = {name: given(value) for name, value in self.inputs.get().items()}
         names, facts = results.pop('names'), results.pop('facts') or {}
-        source = results.pop('brain_source')
-        results['skull_stripped'] = _skull_stripped(names.pair.moving, source)
+        sources = {side: results.pop(f'{side}_mask_source') for side in ('fixed', 'moving')}
+        if facts.get('modality', 'brain') == 'brain':
+            results['skull_stripped'] = _skull_stripped(names.pair.moving, sources['moving'])
+        facts = {**facts, 'masks': {side: where for side, where in sources.items() if where}}
         self._results['metrics'] = str(store_pair(names, results, facts)['metrics'])
         return runtime
 
 
-def _skull_stripped(scan: Scan, brain_source: str | None) -> bool:
+def _skull_stripped(scan: Scan, mask_source: str | None) -> bool:
     """A mask that was given says nothing about the image itself: look."""
-    if brain_source != 'given':
-        return brain_source == 'skull-stripped'
+    if mask_source != 'given':
+        return mask_source == 'skull-stripped'
     from ..brain_mask import is_skull_stripped
     from ..images import load_image
 

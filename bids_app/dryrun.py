@@ -27,7 +27,7 @@ WORK_FACTOR = 1.3
 """What the work folder holds, as a factor on the output; measured."""
 
 SECONDS_PER_PAIR = 240.0
-"""Of one processor for a pair of brains; used while no pair in the output says better."""
+"""Of one processor for a pair; measured for brains, used while no pair in the output says better."""
 
 OVERHEAD = 1.25
 """Affine, scores and figures, as a factor on the time of the optimisation; measured."""
@@ -50,7 +50,7 @@ def describe(settings: Settings, pairs: Sequence[Pair]) -> str:
     good, failures = check_pairs(pairs, trusted=[mni_template(settings.own_work_dir).path])
     seconds, origin = pair_seconds(settings, good)
     estimates = [estimate(settings, pair, seconds) for pair in good]
-    rows = [('moving', 'fixed', 'mask', 'labels', 'memory', 'disk', 'time', 'done')]
+    rows = [('moving', 'fixed', 'masks', 'labels', 'landmarks', 'memory', 'disk', 'time', 'done')]
     rows += [_row(settings, pair, own) for pair, own in zip(good, estimates, strict=True)]
     lines = [_line(row, rows) for row in rows]
     lines += ['', *_totals(settings, estimates, origin)]
@@ -84,20 +84,27 @@ def pair_seconds(settings: Settings, pairs: Sequence[Pair]) -> tuple[float, str]
     if known:
         return median(known), f'the median of {count(len(known), "pair")} in the output folder'
     threads = min(settings.omp_nthreads, settings.nprocs)
-    return SECONDS_PER_PAIR / threads, 'a rough figure for brains'
+    return SECONDS_PER_PAIR / threads, 'a rough figure'
 
 
 def _row(settings: Settings, pair: Pair, estimate: Estimate) -> tuple[str, ...]:
     return (
         pair.moving.path.name,
         pair.fixed.path.name if pair.fixed.subject else pair.fixed.space,
-        'given' if pair.moving.mask else '-',
+        _given(pair, 'mask'),
         'given' if pair.moving.labels else '-',
+        'given' if pair.has_landmarks else '-',
         f'{estimate.memory_gb:.1f} GB',
         f'{estimate.output_mb:.0f} MB',
         duration(estimate.seconds),
         'yes' if Names(settings.output_dir, pair).metrics.exists() else 'no',
     )
+
+
+def _given(pair: Pair, kind: str) -> str:
+    """Whose mask there is."""
+    sides = [side for side in ('moving', 'fixed') if getattr(getattr(pair, side), kind)]
+    return {0: '-', 1: ''.join(sides), 2: 'given'}[len(sides)]
 
 
 def _line(row: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -135,6 +142,8 @@ def _files(settings: Settings, pairs: Sequence[Pair]) -> list[str]:
     paths = [names.forward, names.inverse, names.warped, names.jacobian, names.metrics]
     if pairs[0].moving.labels:
         paths.insert(3, names.labels)
+    if pairs[0].has_landmarks:
+        paths.insert(-1, names.landmarks)
     return [f'  {path.relative_to(settings.output_dir)}' for path in paths]
 
 

@@ -18,6 +18,13 @@ from .group_table import COLUMNS
 THRESHOLDS: dict[str, tuple[float, str]] = {
     'dice_after_min': (0.6, 'Mean Dice after registration is below this'),
     'dice_gain_min': (0.0, 'Mean Dice rises by no more than this'),
+    'mask_dice_after_min': (0.9, 'Dice of the masks after registration is below this'),
+    'tre_mean_mm_max': (3.0, 'Mean landmark error after registration, in mm, is above this'),
+    'tre_gain_mm_min': (0.0, 'Mean landmark error falls by no more than this, in mm'),
+    'volume_mismatch_max': (
+        0.1,
+        'Volume ratios by the Jacobian and by the masks differ by more than this share',
+    ),
     'folds_max': (0, 'More folds than this, by any definition'),
     'sd_log_jacobian_max': (0.6, 'SDlogJ of the deformation is above this'),
     'inverse_consistency_mean_mm_max': (
@@ -118,6 +125,14 @@ def _own_reasons(
     reasons = []
     for column, threshold, low, text in (
         ('dice_after', 'dice_after_min', True, 'mean Dice after is {value:.3f}, below {limit:g}'),
+        (
+            'mask_dice_after', 'mask_dice_after_min', True,
+            'Dice of the masks after is {value:.3f}, below {limit:g}',
+        ),
+        (
+            'tre_after_mm', 'tre_mean_mm_max', False,
+            'mean landmark error after is {value:.2f} mm, above {limit:g}',
+        ),
         ('folds_max', 'folds_max', False, '{value:,.0f} folds by one definition, over {limit:g}'),
         (
             'jacobian_deformation_sd_log', 'sd_log_jacobian_max', False,
@@ -131,9 +146,26 @@ def _own_reasons(
         value, limit = values[column], thresholds[threshold]
         if value is not None and limit is not None and (value < limit if low else value > limit):
             reasons.append(text.format(value=value, limit=limit))
+    return reasons + _missed(values, thresholds)
+
+
+def _missed(
+    values: Mapping[str, float | None], thresholds: Mapping[str, float | None]
+) -> list[str]:
+    """Gains that did not come, and volumes that do not agree."""
+    reasons = []
     gain, limit = values['dice_gain'], thresholds['dice_gain_min']
     if gain is not None and limit is not None and gain <= limit:
         reasons.append(f'mean Dice did not improve enough ({gain:+.3f})')
+    before, after = values['tre_before_mm'], values['tre_after_mm']
+    limit = thresholds['tre_gain_mm_min']
+    if None not in (before, after, limit) and before - after <= limit:
+        reasons.append(f'mean landmark error did not fall enough ({after - before:+.2f} mm)')
+    mismatch, limit = values['volume_mismatch'], thresholds['volume_mismatch_max']
+    if mismatch is not None and limit is not None and abs(mismatch) > limit:
+        reasons.append(
+            f'the volume ratio by the Jacobian is {100 * mismatch:+.0f} % off that by the masks'
+        )
     return reasons
 
 

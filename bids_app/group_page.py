@@ -20,6 +20,8 @@ Values = Mapping[str, float | None]
 _LIMITS = {
     'dice_after': ('dice_after_min', 'below'),
     'dice_gain': ('dice_gain_min', 'below'),
+    'mask_dice_after': ('mask_dice_after_min', 'below'),
+    'tre_after_mm': ('tre_mean_mm_max', 'above'),
     'folds_max': ('folds_max', 'above'),
     'jacobian_deformation_sd_log': ('sd_log_jacobian_max', 'above'),
     'inverse_consistency_mean_mm': ('inverse_consistency_mean_mm_max', 'above'),

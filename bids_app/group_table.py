@@ -53,13 +53,17 @@ def _staged() -> list[Column]:
         ),
         ('tre', 'Mean landmark error', 'mm', ('tre_mm', 'mean'), 'Landmark error', 'low'),
         (
+            'mask_dice', 'Dice overlap of the masks of the organ', '', ('masks', 'dice'),
+            'Mask Dice', 'high',
+        ),
+        (
             'similarity', 'Normalised cross-correlation of the images in the fixed mask', '',
             ('similarity',), 'NCC', 'high',
         ),
     ):  # fmt: skip
         form = '.2f' if units else '.3f'
         for stage, when in (('before', _BEFORE), ('after', _AFTER)):
-            own = (keys[0], stage, *keys[1:])
+            own = ('masks', 'dice', stage) if keys[0] == 'masks' else (keys[0], stage, *keys[1:])
             end = f'_{units}' if units else ''
             good = better if stage == 'after' else None
             shown = f'{label} {stage}'
@@ -67,6 +71,56 @@ def _staged() -> list[Column]:
                 Column(f'{name}_{stage}{end}', f'{what} {when}', units, own, shown, form, good)
             )
     return columns
+
+
+def _landmarks() -> list[Column]:
+    """Errors of landmarks beside their mean before and after."""
+    columns = [
+        Column('landmarks', 'Number of landmarks', keys=('tre_mm', 'after', 'n')),
+        Column(
+            'tre_raw_mm', 'Mean distance of the landmarks without any registration', 'mm',
+            ('tre_mm', 'raw', 'mean'),
+        ),
+    ]  # fmt: skip
+    for name, key, what in (
+        ('tre', 'tre_mm', ''),
+        ('tre_inverse', 'tre_inverse_mm', ', moving landmarks brought back by the inverse'),
+    ):
+        for part, word in (
+            ('mean', 'Mean'),
+            ('median', 'Median'),
+            ('p90', '90th percentile of the'),
+            ('max', 'Largest'),
+        ):
+            if (key, part) != ('tre_mm', 'mean'):
+                text = f'{word} landmark error {_AFTER}{what}'
+                where = (key, 'after', part)
+                columns.append(Column(f'{name}_{part}_after_mm', text, 'mm', where))
+    return columns
+
+
+def _volumes() -> list[Column]:
+    """The organ's change of volume from the fixed to the moving image."""
+    return [
+        Column('fixed_ml', 'Volume of the fixed mask', 'ml', ('volume', 'fixed_ml')),
+        Column('moving_ml', 'Volume of the moving mask', 'ml', ('volume', 'moving_ml')),
+        Column(
+            'volume_ratio_masks', 'Volume of the moving over that of the fixed mask',
+            keys=('volume', 'ratio_by_masks'),
+        ),
+        Column(
+            'volume_ratio', 'Moving over fixed volume by the Jacobian of the map',
+            keys=('volume', 'ratio_by_jacobian'), label='Volume ratio',
+        ),
+        Column(
+            'volume_mismatch', 'Volume ratio by the Jacobian over that by the masks, minus 1',
+            keys=('volume', 'mismatch'), label='Volume mismatch', form='+.3f',
+        ),
+        Column(
+            'folds_organ_count', 'Number of voxels of the organ that fold (spline lattice)',
+            keys=('volume', 'folds', 'count'),
+        ),
+    ]  # fmt: skip
 
 
 def _folds() -> list[Column]:
@@ -148,6 +202,8 @@ def _distances() -> list[Column]:
 COLUMNS: tuple[Column, ...] = (
     *_staged(),
     Column('dice_gain', 'Mean Dice after minus before', label='Dice gain', form='+.3f'),
+    *_landmarks(),
+    *_volumes(),
     *_folds(),
     *_jacobians(),
     *_distances(),

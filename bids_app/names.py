@@ -70,6 +70,11 @@ class Names:
         return self._on_grid('jacobian.nii.gz')
 
     @property
+    def landmarks(self) -> Path:
+        """The table of landmarks and their errors."""
+        return self._on_grid('landmarks.tsv')
+
+    @property
     def metrics(self) -> Path:
         """The numbers; written last, so a pair that has them is complete."""
         return self._on_grid('metrics.json')

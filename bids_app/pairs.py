@@ -1,17 +1,26 @@
-"""Who is registered to whom: to one reference, all to all, or a table of pairs."""
+"""Who is registered to whom: to one reference, all to all, a table, or within each person."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 
 from ..errors import NothingSelectedError, UsageError
 from ..reading import read_table
 from .query import Catalogue, Scan, choose_participants, find_participants, shorten
 from .reference import resolve_reference, resolve_scans, subject_of
+from .sessions import (
+    POLICIES,
+    Match,
+    pair_breaths,
+    pair_rows,
+    pair_sessions,
+    read_session_table,
+    session_order,
+)
 from .settings import Settings
 
 logger = logging.getLogger('nephi_pipe')
@@ -29,6 +38,12 @@ class Pair:
         """For messages: ``sub-41 to sub45``."""
         return f'{self.moving.stem} to {self.fixed.space}'
 
+    @property
+    def has_landmarks(self) -> bool:
+        """Whether there are landmarks of both, and not one table for both."""
+        tables = {self.moving.landmarks, self.fixed.landmarks}
+        return None not in tables and len(tables) == 2
+
 
 def select_pairs(settings: Settings) -> list[Pair]:
     """The pairs that ``settings`` ask for, sorted by the moving scan.
@@ -45,26 +60,97 @@ def select_pairs(settings: Settings) -> list[Pair]:
     """
     available = find_participants(settings.bids_dir)
     people = choose_participants(available, settings.participant_label)
+    if settings.modality == 'lung':
+        pairs = _pairs_within_people(settings, people)
+    else:
+        pairs = _pairs_between_people(settings, available, people)
+    _check_names(pairs)
+    return pairs
+
+
+def _catalogue(settings: Settings, subjects: Iterable[str]) -> Catalogue:
+    return Catalogue(
+        settings.bids_dir,
+        subjects,
+        derivatives=settings.derivatives,
+        modality=settings.modality,
+        sessions=settings.session_label,
+        filter_file=settings.bids_filter_file,
+    )
+
+
+def _pairs_between_people(
+    settings: Settings, available: Sequence[str], people: Sequence[str]
+) -> list[Pair]:
     rows = None
     if settings.pairs not in ('to-reference', 'all'):
         rows = _selected_rows(settings, people)
         people = [p for p in people if p in {subject_of(m, settings.bids_dir) for m, _ in rows}]
     fixed_people = _fixed_people(settings, rows)
     choose_participants(available, fixed_people)
-    catalogue = Catalogue(
-        settings.bids_dir,
-        {*people, *fixed_people},
-        derivatives=settings.derivatives,
-        modality=settings.modality,
-        sessions=settings.session_label,
-        filter_file=settings.bids_filter_file,
-    )
+    catalogue = _catalogue(settings, {*people, *fixed_people})
     if rows is not None:
-        pairs = _pairs_of_table(settings, catalogue, rows)
-    else:
-        pairs = _pairs_of_policy(settings, catalogue, people)
-    _check_names(pairs)
+        return _pairs_of_table(settings, catalogue, rows)
+    return _pairs_of_policy(settings, catalogue, people)
+
+
+def _pairs_within_people(settings: Settings, people: Sequence[str]) -> list[Pair]:
+    """Pairs of scans of the same person; ``--session-label`` names sessions of the moving one."""
+    table, rows = None, []
+    if settings.session_pairs not in (None, *POLICIES):
+        table = Path(settings.session_pairs)
+        rows = [row for row in read_session_table(table) if row[0] in people]
+        people = sorted({row[0] for row in rows})
+        if not people:
+            raise NothingSelectedError(
+                f'None of the people in "{table}" is in the data set and selected.'
+            )
+    catalogue = _catalogue(settings, people)
+    scans = _scans_of(catalogue, people, bool(settings.participant_label), any_session=True)
+    pairs, without = [], []
+    for label, group in groupby(scans, key=lambda scan: scan.subject):
+        own = list(group)
+        mine = [row for row in rows if row[0] == label]
+        matches = pair_rows(own, mine, table) if table else _matches(settings, label, own)
+        chosen = [Pair(*match) for match in matches if _is_chosen(settings, match)]
+        pairs += sorted(chosen, key=lambda pair: pair.name)
+        without += [] if chosen else [_why_none(settings, label, own)]
+    if without and (not pairs or settings.participant_label):
+        raise NothingSelectedError(' '.join(without))
+    for sentence in without:
+        logger.warning('%s', sentence)
     return pairs
+
+
+def _matches(settings: Settings, label: str, scans: Sequence[Scan]) -> list[Match]:
+    matches = []
+    policy = settings.session_pairs
+    if settings.fixed_acq is not None:
+        matches += pair_breaths(scans, settings.fixed_acq)
+    if policy is not None or settings.fixed_acq is None:
+        table = settings.bids_dir / f'sub-{label}' / f'sub-{label}_sessions.tsv'
+        order = session_order({scan.session for scan in scans}, table)
+        matches += pair_sessions(scans, policy or POLICIES[0], order)
+    return matches
+
+
+def _is_chosen(settings: Settings, match: Match) -> bool:
+    return not settings.session_label or match[0].session in settings.session_label
+
+
+def _why_none(settings: Settings, label: str, scans: Sequence[Scan]) -> str:
+    found = 'the only scan that matches is ' if len(scans) == 1 else 'scans that match are '
+    found += shorten([scan.stem for scan in scans], 6)
+    expected = (
+        f'acq-{settings.fixed_acq} and another breath state in one session'
+        if settings.fixed_acq is not None
+        else 'scans of two sessions'
+    )
+    chosen = ', the later one selected by --session-label' if settings.session_label else ''
+    return (
+        f'Nothing to register of sub-{label}: {found}; expected {expected}'
+        f'{chosen}. Check the data, --session-pairs, --fixed-acq and --bids-filter-file.'
+    )
 
 
 def _fixed_people(settings: Settings, rows: Sequence[tuple[str, str]] | None) -> list[str]:
@@ -91,9 +177,11 @@ def _pairs_of_policy(
     return pairs
 
 
-def _scans_of(catalogue: Catalogue, people: Sequence[str], asked_for: bool) -> list[Scan]:
+def _scans_of(
+    catalogue: Catalogue, people: Sequence[str], asked_for: bool, any_session: bool = False
+) -> list[Scan]:
     """Scans of these people; someone without one is an error if all are, or if asked for."""
-    scans = {label: catalogue.scans(label) for label in people}
+    scans = {label: catalogue.scans(label, any_session) for label in people}
     without = [f'sub-{label}' for label, found in scans.items() if not found]
     if without and (asked_for or len(without) == len(people)):
         raise NothingSelectedError(

@@ -44,6 +44,7 @@ def check_pairs(
     good, failures = [], []
     for pair in pairs:
         error = _problem(pair.moving, problems) or _problem(pair.fixed, problems)
+        error = error or _problem_of_landmarks(pair)
         if error is None:
             good.append(pair)
         else:
@@ -59,6 +60,19 @@ def _problem(scan: Scan, known: dict[Path, NePhiError | None]) -> NePhiError | N
         except NePhiError as error:
             known[scan.path] = error
     return known[scan.path]
+
+
+def _problem_of_landmarks(pair: Pair) -> NePhiError | None:
+    """What would only be noticed after the optimisation."""
+    if not pair.has_landmarks:
+        return None
+    from ..landmark_errors import read_landmark_pairs
+
+    try:
+        read_landmark_pairs(pair.fixed.landmarks, pair.moving.landmarks)
+    except NePhiError as error:
+        return error
+    return None
 
 
 def check_scan(scan: Scan) -> Grid:

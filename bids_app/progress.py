@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..interfaces.register import PROGRESS
+from ..report_numbers import find
 from .dataset import read_json
 from .names import Names
 from .pairs import Pair
@@ -27,11 +28,21 @@ OPTIMIZE = 'optimize'
 STEPS = {
     'fixed_brain': 'brain of the fixed scan',
     'moving_brain': 'brain of the moving scan',
+    'fixed_lung': 'lungs of the fixed scan',
+    'moving_lung': 'lungs of the moving scan',
     'affine_init': 'affine',
     OPTIMIZE: 'deformation',
     'transforms': 'transform files',
     'evaluate': 'scores',
 }
+
+SCORES = (
+    ('Dice', '', '.3f', (('dice',), 'mean')),
+    ('landmark error', ' mm', '.2f', (('tre_mm',), 'mean')),
+    ('Dice of the masks', '', '.3f', (('masks', 'dice'),)),
+    ('similarity', '', '.3f', (('similarity',),)),
+)
+"""What is told of a pair that is finished: the first of these that it has."""
 
 
 class Progress:
@@ -144,12 +155,11 @@ class Progress:
 
     def _scores(self, names: Names) -> str:
         metrics = read_json(names.metrics)
-        for key, label in (('dice', 'Dice'), ('similarity', 'similarity')):
-            before, after = (metrics.get(key, {}).get(when) for when in ('before', 'after'))
-            if isinstance(before, dict):
-                before, after = before.get('mean'), (after or {}).get('mean')
+        for label, unit, form, keys in SCORES:
+            outer, *inner = keys
+            before, after = (find(metrics, *outer, when, *inner) for when in ('before', 'after'))
             if before is not None and after is not None:
-                return f', {label} {before:.3f} -> {after:.3f}'
+                return f', {label} {before:{form}} -> {after:{form}}{unit}'
         return ''
 
     def _rest(self) -> str:

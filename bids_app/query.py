@@ -1,4 +1,4 @@
-"""Which scans, masks and label maps a data set holds, found by their BIDS entities."""
+"""Which scans, masks, label maps and landmarks a data set holds, found by BIDS entities."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ SCANS = {
 }
 """For each modality the name of its query in a filter file, and the query."""
 
+MASKS = {'brain': {'desc': 'brain'}, 'lung': {'label': 'lung'}}
+"""For each modality how the mask of its organ is called."""
+
 COMPANIONS = {
     'dseg': {'suffix': 'dseg'},
-    'mask': {'suffix': 'mask', 'desc': 'brain'},
+    'mask': {'suffix': 'mask'},
+    'landmarks': {'suffix': 'landmarks', 'extension': '.tsv'},
 }
-"""Queries for what belongs to a scan; both without ``space``, so in the scan's own space."""
+"""Queries for what belongs to a scan; all without ``space``, so in the scan's own space."""
 
 IDENTITY = (
     'session', 'sample', 'task', 'acquisition', 'ceagent', 'tracer', 'staining', 'reconstruction',
@@ -59,6 +63,8 @@ class Scan:
     labels: Path | None = None
     label_table: Path | None = None
     companion_uris: tuple[str, ...] = ()
+    landmarks: Path | None = None
+    landmarks_uri: str = ''
 
     @property
     def folder(self) -> str:
@@ -125,7 +131,7 @@ _File = tuple[Path, dict[str, Any]]
 
 
 class _Companions(NamedTuple):
-    """What one derivative data set has: files by kind (``mask``, ``dseg``) and by person."""
+    """What one derivative data set has: files by kind (a key of COMPANIONS) and by person."""
 
     name: str
     root: Path
@@ -138,7 +144,8 @@ class Catalogue:
     Parameters
     ----------
     bids_dir, derivatives
-        The data set's folder, and the folders of further ones with labels and masks by name.
+        The data set's folder, and the folders of further ones with labels, masks and landmarks by
+        name.
     subjects
         Labels of the people to index; other people's folders are not even opened.
     modality, sessions, filter_file
@@ -162,6 +169,7 @@ class Catalogue:
         self._filters = read_filters(filter_file, [self._name, *COMPANIONS])
         self._scans = self._find(_index(bids_dir, subjects), self._query, self._name)
         self._companions: list[_Companions] = []
+        queries = {**COMPANIONS, 'mask': {**COMPANIONS['mask'], **MASKS[modality]}}
         for name, path in (derivatives or {}).items():
             if not path.is_dir():
                 raise NoInputError(
@@ -171,12 +179,12 @@ class Catalogue:
             layout = _index(path, subjects)
             found = {
                 kind: self._find(layout, {**query, 'space': _query_value(None)}, kind)
-                for kind, query in COMPANIONS.items()
+                for kind, query in queries.items()
             }
             self._companions.append(_Companions(name, Path(os.path.abspath(path)), found))
 
     def scans(self, subject: str, any_session: bool = False, **entities: Any) -> list[Scan]:
-        """Every scan of one person that matches, with its mask and labels, sorted by name."""
+        """Every scan of one person that matches, with what belongs to it, sorted by name."""
         sessions = () if any_session or 'session' in entities else self._sessions
         scans = [
             self._scan(path, own)
@@ -194,18 +202,26 @@ class Catalogue:
 
     @property
     def expected(self) -> str:
-        """What a scan is called: ``T1w`` or ``ct``."""
-        return self._query['suffix']
+        """What a scan is called: ``T1w`` or ``ct``, or what the filter file says."""
+        return self._wanted['suffix']
 
     @property
     def example(self) -> str:
         """A file name that would be found."""
-        return 'sub-01/{datatype}/sub-01_{suffix}.nii.gz'.format(**self._query)
+        return 'sub-01/{datatype}/sub-01_{suffix}.nii.gz'.format(**self._wanted)
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """Suffix and data type, where the filter file says them plainly those."""
+        filters = self._filters[self._name]
+        changed = {key: filters[key] for key in self._query if isinstance(filters.get(key), str)}
+        return {**self._query, **changed}
 
     def _scan(self, path: Path, entities: Mapping[str, Any]) -> Scan:
         stem, _, end = path.name.rpartition('_')
         mask, mask_uri, _ = self._companion('mask', entities)
         labels, labels_uri, root = self._companion('dseg', entities)
+        landmarks, landmarks_uri, _ = self._companion('landmarks', entities)
         return Scan(
             path=path,
             subject=entities['subject'],
@@ -218,6 +234,8 @@ class Catalogue:
             labels=labels,
             label_table=find_table(labels, root) if labels else None,
             companion_uris=tuple(uri for uri in (mask_uri, labels_uri) if uri),
+            landmarks=landmarks,
+            landmarks_uri=landmarks_uri,
         )
 
     def _companion(
@@ -241,7 +259,7 @@ class Catalogue:
 
     def _find(self, layout: Any, query: Mapping[str, Any], name: str) -> dict[str, list[_File]]:
         """Files of every person that match a query and its filters: one look at the index."""
-        query = {**query, 'extension': list(IMAGES), **self._filters[name]}
+        query = {'extension': list(IMAGES), **query, **self._filters[name]}
         files = sorted(layout.get(**query), key=lambda file: file.path)
         found: dict[str, list[_File]] = {}
         for file in files:
@@ -318,7 +336,7 @@ def find_table(labels: Path, root: Path | None) -> Path | None:
 
 
 def _index(root: Path, subjects: set[str]) -> Any:
-    """A pybids layout of the scans, masks and labels of some people; no metadata."""
+    """A pybids layout of some people's scans and what belongs to them; no metadata."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
     _check_description(root)

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -24,7 +24,12 @@ LEVELS = ('participant', 'group')
 LEVEL_NAMES = {'subject': 'participant', 'dataset': 'group'}
 """What the BIDS execution specification calls them."""
 
-MODALITIES = ('brain',)
+MODALITIES = ('brain', 'lung')
+FOREIGN = {
+    'brain': ('session_pairs', 'fixed_acq'),
+    'lung': ('reference', 'pairs', 'whole_head'),
+}
+"""For each modality the settings that have no meaning for it."""
 XFM_FORMATS = ('h5', 'nii', 'field')
 PLUGINS = ('MultiProc', 'SLURM', 'Linear')
 MAX_THREADS = 8
@@ -55,6 +60,8 @@ class Settings:
     reference: str = 'MNI152'
     pairs: str = 'to-reference'
     whole_head: bool = False
+    session_pairs: str | None = None
+    fixed_acq: str | None = None
     weights: str = 'default'
     steps: int | None = None
     affine: bool = True
@@ -84,6 +91,8 @@ class Settings:
             object.__setattr__(self, name, Path(os.path.abspath(getattr(self, name))))
         for name in ('participant_label', 'session_label'):
             object.__setattr__(self, name, _labels(getattr(self, name)))
+        if self.fixed_acq is not None:
+            object.__setattr__(self, 'fixed_acq', self.fixed_acq.removeprefix('acq-'))
         levels = tuple(LEVEL_NAMES.get(level, level) for level in self.levels)
         object.__setattr__(self, 'levels', levels)
         if self.omp_nthreads is None:
@@ -114,10 +123,13 @@ def make_settings(given: Mapping[str, Any], config_file: Path | None = None) -> 
     Raises
     ------
     UsageError
-        A name that does not exist or a value that cannot be used.
+        A name that does not exist, a value that cannot be used, or an option that the modality
+        has no use for.
     """
     from_file = read_settings(config_file) if config_file else {}
-    return Settings(**{**from_file, **given})
+    settings = Settings(**{**from_file, **given})
+    _check_modality(settings, given)
+    return settings
 
 
 def read_settings(path: str | os.PathLike) -> dict[str, Any]:
@@ -249,6 +261,8 @@ def _check(settings: Settings) -> None:
             'or both.'
         )
     _check_choices(settings)
+    defaults = {item.name: item.default for item in fields(settings)}
+    _check_modality(settings, [k for k, v in defaults.items() if getattr(settings, k) != v])
     _check_numbers(settings)
     _check_folders(settings)
 
@@ -268,6 +282,23 @@ def _check_choices(settings: Settings) -> None:
             f'xfm_grid is "{settings.xfm_grid}"; expected auto, native or a '
             'spacing in mm from 0.1 to 100.'
         )
+
+
+def _check_modality(settings: Settings, used: Collection[str]) -> None:
+    """Refuse options of another modality, also where what was typed is their default."""
+    name = next((name for name in FOREIGN[settings.modality] if name in used), None)
+    if name is None:
+        return
+    instead = (
+        'lungs are registered within a person; choose with --session-pairs and --fixed-acq'
+        if settings.modality == 'lung'
+        else 'brains are registered to a reference; choose with --reference and --pairs, or ask '
+        'for --modality lung'
+    )
+    raise UsageError(
+        f'--{name.replace("_", "-")} has no meaning for the modality {settings.modality}: '
+        f'{instead}.'
+    )
 
 
 def check_plugin_name(name: str, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +15,8 @@ from nipype.pipeline.engine import Node, Workflow
 
 from .. import __version__
 from ..workflows.brain import init_brain_wf
+from ..workflows.lung import init_lung_wf
+from ..workflows.masked import MASKS
 from ..workflows.pair import OUTPUTS
 from ..workflows.resources import estimate_memory_gb
 from .derivatives import PairSink, SubjectReport, copy_file
@@ -95,14 +97,19 @@ def init_pair_wf(settings: Settings, pair: Pair) -> Workflow:
     """Registration of one pair with its inputs set, and the sink that stores the results."""
     workflow = Workflow(name=pair_node(pair))
     table = pair.moving.label_table or pair.fixed.label_table
-    register = init_brain_wf(
+    register = _builder(settings)(
         **_method(settings),
         mem_gb=pair_memory_gb(pair),
         label_names=names_in(table) if table else {},
     )
     inputs = register.get_node('inputnode').inputs
     for side, scan in (('fixed', pair.fixed), ('moving', pair.moving)):
-        for field, path in (('image', scan.path), ('mask', scan.mask), ('labels', scan.labels)):
+        for field, path in (
+            ('image', scan.path),
+            ('mask', scan.mask),
+            ('labels', scan.labels),
+            ('landmarks', scan.landmarks if pair.has_landmarks else None),
+        ):
             if path is not None:
                 setattr(inputs, f'{side}_{field}', str(path))
     if settings.initial_transform is not None:
@@ -111,14 +118,14 @@ def init_pair_wf(settings: Settings, pair: Pair) -> Workflow:
     sink = Node(
         PairSink(names=names, facts=_facts(settings)), name=SINK, run_without_submitting=True
     )
-    stored = [field for field in OUTPUTS if field in sink.inputs.copyable_trait_names()]
-    workflow.connect(
-        [
-            (register, sink, [(f'outputnode.{field}', field) for field in stored]),
-            (register, sink, [('moving_brain.source', 'brain_source')]),
-        ]
-    )
+    kept = sink.inputs.copyable_trait_names()
+    stored = [field for field in (*OUTPUTS, *MASKS) if field in kept]
+    workflow.connect([(register, sink, [(f'outputnode.{field}', field) for field in stored])])
     return workflow
+
+
+def _builder(settings: Settings) -> Callable[..., Workflow]:
+    return init_lung_wf if settings.modality == 'lung' else init_brain_wf
 
 
 def draw_graph(settings: Settings, pair: Pair, path: Path) -> None:
@@ -145,8 +152,9 @@ def draw_graph(settings: Settings, pair: Pair, path: Path) -> None:
 
 def _method(settings: Settings) -> dict[str, Any]:
     """The builder's arguments that are the same for every pair."""
+    own = {'whole_head': settings.whole_head} if settings.modality == 'brain' else {}
     return {
-        'whole_head': settings.whole_head,
+        **own,
         'weights': settings.weights,
         'steps': settings.steps,
         'affine': settings.affine,
@@ -161,7 +169,7 @@ def _method(settings: Settings) -> dict[str, Any]:
 
 def describe_method(settings: Settings) -> str:
     """What the workflow says about itself, for a methods section."""
-    return getattr(init_brain_wf(**_method(settings)), '__desc__', None) or ''
+    return getattr(_builder(settings)(**_method(settings)), '__desc__', None) or ''
 
 
 def pair_memory_gb(pair: Pair) -> float:

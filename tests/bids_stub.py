@@ -13,6 +13,7 @@ from pathlib import Path
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
 
+from nephi_pipe.workflows.masked import MASKS
 from nephi_pipe.workflows.pair import INPUTS, OUTPUTS
 
 
@@ -93,14 +94,24 @@ def register(fixed, moving, moving_labels, xfm_format, seed, source, outputs):
     return tuple(files.get(name, Undefined) for name in outputs)
 
 
-def stub_brain_wf(*, xfm_format, seed, omp_nthreads, name='brain_wf', **_):
+def stub_brain_wf(**settings):
+    return stub_wf('brain', **settings)
+
+
+def stub_lung_wf(**settings):
+    assert 'whole_head' not in settings
+    return stub_wf('lung', **settings)
+
+
+def stub_wf(organ, *, xfm_format, seed, omp_nthreads, **_):
     """Has the nodes' names, inputs and outputs of the real workflow."""
+    name = f'{organ}_wf'
     stored = [field for field in OUTPUTS if field not in ('field', 'history', 'figures', 'affine')]
     workflow = Workflow(name=name)
     inputnode = Node(IdentityInterface(fields=list(INPUTS)), name='inputnode')
     inputnode.inputs.moving_labels = ''
-    outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name='outputnode')
-    brain = Node(Function(function=find_brain, output_names=['source']), name='moving_brain')
+    outputnode = Node(IdentityInterface(fields=[*OUTPUTS, *MASKS]), name='outputnode')
+    brain = Node(Function(function=find_brain, output_names=['source']), name=f'moving_{organ}')
     optimize = Node(
         Function(function=register, output_names=stored),
         name='optimize',
@@ -118,6 +129,7 @@ def stub_brain_wf(*, xfm_format, seed, omp_nthreads, name='brain_wf', **_):
             ('moving_labels', 'moving_labels'),
         ]),
         (optimize, outputnode, [(field, field) for field in stored]),
+        (brain, outputnode, [('source', 'moving_mask_source')]),
     ])  # fmt: skip
     return workflow
 
@@ -126,7 +138,7 @@ def main(arguments):
     """The command itself, with the stub in the place of the registration."""
     from nephi_pipe.bids_app import cli, workflow
 
-    workflow.init_brain_wf = stub_brain_wf
+    workflow.init_brain_wf, workflow.init_lung_wf = stub_brain_wf, stub_lung_wf
     return cli.main(arguments)
 
 

@@ -96,7 +96,7 @@ def test_filters(data, tmp_path, filters, expected):
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
-        ('{"T1w": {}}', 'with the queries t1w, dseg, mask; found T1w'),
+        ('{"T1w": {}}', 'with the queries t1w, dseg, mask, landmarks; found T1w'),
         ('{"t1w": "x"}', 'has to hold'),
         ('{', 'is not JSON'),
         ('{"t1w": {"colour": "red"}}', 'entity "colour", which does not exist'),
