@@ -86,8 +86,23 @@ def made_up_metrics(dice: float = 0.8, gain: float = 0.1) -> dict:
             'after': {'mean': 2.5, 'labels': {'1': 2.0, '2': 3.0}},
         },
         'tre_mm': {
+            'raw': {'mean': 35.27, 'median': 34.4, 'p90': 38.7, 'max': 49.3, 'n': 51},
             'before': {'mean': 5.0, 'median': 4.5, 'p90': 8.0, 'max': 11.0, 'n': 51},
             'after': {'mean': 1.25, 'median': 1.1, 'p90': 2.0, 'max': 4.0, 'n': 51},
+        },
+        'tre_inverse_mm': {
+            'before': {'mean': 4.8, 'median': 4.4, 'p90': 7.5, 'max': 10.0, 'n': 51},
+            'after': {'mean': 1.3, 'median': 1.0, 'p90': 2.1, 'max': 4.2, 'n': 51},
+        },
+        'masks': {'dice': {'before': 0.91, 'after': 0.97}},
+        'volume': {
+            'fixed_ml': 2000.0,
+            'moving_ml': 2400.0,
+            'ratio_by_masks': 1.2,
+            'ratio_by_jacobian': 1.23,
+            'mismatch': 0.025,
+            'local': {'p05': 0.9, 'median': 1.2, 'p95': 1.5},
+            'folds': {'voxels': 80000, 'count': 0, 'percent': 0.0},
         },
         'folds': {
             'exact': {'points': 50000, 'count': 0, 'percent': 0.0, 'min': 0.21},

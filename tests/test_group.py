@@ -95,6 +95,29 @@ def test_each_fault_is_flagged_and_nothing_else(group):
         assert BAD.get(i, 'n/a') in row['reasons']
 
 
+@pytest.mark.parametrize(
+    ('change', 'reason'),
+    [
+        ({}, None),
+        ({'masks': {'dice': {'before': 0.8, 'after': 0.85}}},
+         'Dice of the masks after is 0.850, below 0.9'),
+        ({'tre_mm': {'before': {'mean': 9.0}, 'after': {'mean': 3.5}}},
+         'mean landmark error after is 3.50 mm, above 3'),
+        ({'tre_mm': {'before': {'mean': 1.0}, 'after': {'mean': 1.2}}},
+         'mean landmark error did not fall enough (+0.20 mm)'),
+        ({'volume': {'mismatch': -0.25}},
+         'the volume ratio by the Jacobian is -25 % off that by the masks'),
+    ],
+)  # fmt: skip
+def test_lungs_are_judged_by_masks_landmarks_and_volume(tmp_path, change, reason):
+    path = store(tmp_path, '01', {**good(1), **change}, 'sub01ses1', '_ses-2')
+    values = read_values(read_pair(path))
+    assert judge([values], load_thresholds()) == [[reason] if reason else []]
+    if not change:
+        assert values['volume_ratio'] == 1.23 and values['mask_dice_after'] == 0.97
+        assert values['tre_inverse_median_after_mm'] == 1.0
+
+
 def test_robust_z_needs_enough_pairs():
     values = [read_values_of(good(i)) for i in range(1, 8)]
     values[6]['displacement_mean_mm'] = 9.0
@@ -133,7 +156,7 @@ def test_a_pair_without_any_figure_is_not_passed(tmp_path):
 
 def test_a_pair_without_labels_is_judged_by_the_rest(tmp_path):
     metrics = good(1)
-    for key in ('dice', 'hd95_mm', 'tre_mm'):
+    for key in ('dice', 'hd95_mm', 'tre_mm', 'masks'):
         del metrics[key]
     store(tmp_path, '01', metrics)
     paths = build_group(tmp_path)
