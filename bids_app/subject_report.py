@@ -94,7 +94,10 @@ def _contents(pairs: list[StoredPair]) -> str:
         return ''
     items = []
     for pair in pairs:
-        dice = find(pair.metrics, 'dice', 'after', 'mean')
-        note = f' <span class="note">Dice {show(dice)}</span>' if dice is not None else ''
+        dice, error = (find(pair.metrics, key, 'after', 'mean') for key in ('dice', 'tre_mm'))
+        text = f'Dice {show(dice)}' if dice is not None else ''
+        if error is not None and not text:
+            text = f'landmark error {show(error, ".2f", "mm")}'
+        note = f' <span class="note">{text}</span>' if text else ''
         items.append(f'<li><a href="#{escape(pair.anchor)}">{escape(pair.title)}</a>{note}</li>')
     return f'<nav aria-label="Pairs"><ul class="pairs">{"".join(items)}</ul></nav>\n'
