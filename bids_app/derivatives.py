@@ -189,7 +189,10 @@ def _sidecars(
             **on_grid,
         },
         'landmarks': {
-            **{name: {'Description': f'{text}.', **_units(name)} for name, text in COLUMNS.items()},
+            **{
+                name: {'Description': f'{text}.', **_units(name)}
+                for name, text in COLUMNS.items()
+            },
             'Sources': [
                 *(uri for uri in (moving.landmarks_uri, fixed.landmarks_uri) if uri),
                 transform,

@@ -27,7 +27,7 @@ WORK_FACTOR = 1.3
 """What the work folder holds, as a factor on the output; measured."""
 
 SECONDS_PER_PAIR = 240.0
-"""Of one processor for a pair; measured for brains, used while no pair in the output says better."""
+"""Of one processor for a pair of brains; used while no pair in the output says better."""
 
 OVERHEAD = 1.25
 """Affine, scores and figures, as a factor on the time of the optimisation; measured."""

@@ -22,7 +22,8 @@ _STYLE = (
     '.l{stroke:#0b7f8b;fill:none;stroke-width:2}.m{stroke:#a64b00;fill:none;stroke-width:2}'
     '.n{stroke:#98a3b1;fill:none;stroke-width:2}.v{fill:#526070;opacity:.1}'
     '@media(prefers-color-scheme:dark){text{fill:#e6ebf0}.s{fill:#a3b0be}.g{stroke:#303b47}'
-    '.a{fill:#4cc3ce}.b{fill:#7d8998}.n{stroke:#7d8998}.l{stroke:#4cc3ce}.m{stroke:#ffb35c}.v{fill:#a3b0be}}'
+    '.a{fill:#4cc3ce}.b{fill:#7d8998}.n{stroke:#7d8998}.l{stroke:#4cc3ce}.m{stroke:#ffb35c}'
+    '.v{fill:#a3b0be}}'
 )
 _MOST_BYTES = 1 << 23
 _WIDTH = 440

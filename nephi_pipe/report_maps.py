@@ -89,8 +89,8 @@ def _landmarks(scene: _Scene, moved: np.ndarray | None, title: str) -> Drawn | N
     picture.line_legend([(FIXED_COLOUR, 'fixed landmarks'), (MOVED_COLOUR, 'to the moved ones')])
     errors = np.linalg.norm(fixed - moved, axis=1)
     caption = (
-        f'{len(fixed)} landmarks of the fixed image (dots) and the way from each to its counterpart '
-        'brought back from the moving image, each on the closest slice of a plane. '
+        f'{len(fixed)} landmarks of the fixed image (dots) and the way from each to its '
+        'counterpart brought back from the moving image, each on the closest slice of a plane. '
         f'Their mean length is {errors.mean():.2f} mm, in the fixed image.'
     )
     return picture, title, caption

@@ -61,9 +61,7 @@ def table(points: np.ndarray, names: Iterable[object] | None = None) -> str:
     return '\n'.join(['index\tx\ty\tz', *rows]) + '\n'
 
 
-def make_lungs(
-    root: Path, people: Mapping[str, Mapping[str, float]], masks: bool = True
-) -> Path:
+def make_lungs(root: Path, people: Mapping[str, Mapping[str, float]]) -> Path:
     """A data set and ``derivatives/manual`` with lung masks and landmarks.
 
     Parameters
@@ -80,9 +78,8 @@ def make_lungs(
             folder = f'sub-{person}/{entities.split("_")[0]}/ct'
             stem = f'{folder}/sub-{person}_{entities}'
             save(root / f'{stem}_ct.nii.gz', image, affine(shift))
-            if masks:
-                path = manual / f'{stem}_label-lung_mask.nii.gz'
-                save(path, mask.astype(np.uint8), affine(shift))
+            path = manual / f'{stem}_label-lung_mask.nii.gz'
+            save(path, mask.astype(np.uint8), affine(shift))
             points = breathe(landmarks(), stretch) + shift
             (manual / folder).mkdir(parents=True, exist_ok=True)
             (manual / f'{stem}_landmarks.tsv').write_text(table(points))

@@ -424,7 +424,8 @@ def test_page_has_every_figure_and_the_words(report):
     page = check_page(report)
     images = page.all('img')
     for word in ('Fixed', 'Before (affine)', 'After (NePhi)', 'Outline of the fixed image',
-                 'Structures before', 'Structures after', 'Checkerboard', 'Deformed grid'):  # fmt: skip
+                 'Structures before', 'Structures after', 'Checkerboard',
+                 'Deformed grid'):  # fmt: skip
         planes = [i['alt'] for i in images if i['alt'].startswith(word)]
         assert [p for p in PLANES if any(f'{p} slices at' in alt for alt in planes)] == list(
             PLANES
