@@ -65,6 +65,13 @@ def test_options_of_another_modality_are_refused(tmp_path, capsys, modality, opt
     assert instead in said and said.count('\n') == 1
 
 
+def test_options_of_lungs_arrive(tmp_path):
+    line = f'ds out participant --modality lung -w {tmp_path} --session-pairs all'
+    settings = parse_settings([*line.split(), '--fixed-acq', 'acq-exp'])
+    assert (settings.session_pairs, settings.fixed_acq) == ('all', 'exp')
+    assert parse_settings([*line.split()[:5], '-w', str(tmp_path)]).session_pairs is None
+
+
 def test_a_file_of_settings_repeats_a_run_of_lungs(tmp_path):
     line = ['ds', 'out', 'participant', '--modality', 'lung', '--session-pairs', 'all']
     settings = parse_settings([*line, '-w', str(tmp_path)])
