@@ -19,7 +19,7 @@ from .. import __version__
 from ..errors import NoInputError, UsageError
 from ..files import write_text
 from .cli import build_parser
-from .dryrun import estimate, pair_seconds
+from .dryrun import estimate
 from .outcome import count
 from .pairs import Pair, select_pairs
 from .plugin_file import check_sbatch
@@ -236,10 +236,12 @@ def _needs(settings: Settings, people: Mapping[str, Sequence[Pair]]) -> tuple[fl
         raise NoInputError(
             f'No pair in "{settings.bids_dir}" can be registered; nephi-pipe --dry-run says why.'
         )
-    seconds, _ = pair_seconds(settings, good)
-    memory_gb = max(estimate(settings, pair, seconds).memory_gb for pair in good)
-    most = max(len(own) for own in people.values())
-    minutes = TIME_MIN + TIME_FACTOR * most * seconds / 60
+    estimates, _ = estimate(settings, good)
+    seconds = dict.fromkeys(people, 0.0)
+    for pair, own in zip(good, estimates, strict=True):
+        seconds[pair.moving.subject] += own.seconds
+    memory_gb = max(own.memory_gb for own in estimates)
+    minutes = TIME_MIN + TIME_FACTOR * max(seconds.values()) / 60
     return memory_gb / SHARE + MAIN_GB, 5 * math.ceil(minutes / 5)
 
 

@@ -80,7 +80,8 @@ def test_what_is_asked_for(script, capsys):
     assert script.directive('cpus-per-task') == '3'
     assert script.directive('partition') == 'long'
     assert script.directive('signal') == 'B:TERM@120'
-    assert 15 < int(script.directive('time')) <= 60
+    short = int(script.directive('time'))
+    assert 15 < short <= 60
     small = int(script.directive('mem').removesuffix('M'))
     assert 1000 < small < 2500
     image, _ = ball(1)
@@ -88,6 +89,9 @@ def test_what_is_asked_for(script, capsys):
     assert script.write() == 0
     large = int(script.directive('mem').removesuffix('M'))
     assert small + 450 < large < small + 1000, '48 bytes a voxel'
+    assert short < int(script.directive('time')) < 2 * short, 'voxels take a little time'
+    assert script.write(options=('--reference', 'sub-03', '--steps', '5000')) == 0
+    assert int(script.directive('time')) > 10 * short, 'steps take most of it'
     assert script.write('--mem', '10G', '--time', '1-00:00:00') == 0
     assert (script.directive('mem'), script.directive('time')) == ('9600M', '1-00:00:00')
 
