@@ -72,6 +72,7 @@ ENV PATH=/opt/nephi/bin:$PATH \
     HOME=/home/nephi \
     LANG=C.UTF-8 \
     MPLBACKEND=Agg \
+    NEPHI_IMAGE=nephi_pipe:${VERSION} \
     NIPYPE_NO_ET=1 \
     NO_ET=1 \
     OMP_NUM_THREADS=1 \

@@ -32,7 +32,7 @@ export PYTHONNOUSERSITE := 1
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '3,12s/^# \{0,1\}//p' Makefile
+	@sed -n '3,13s/^# \{0,1\}//p' Makefile
 
 env: $(VENV)/.installed
 	@echo "Ready. '. $(BIN)/activate' puts nephi-pipe and nephi on the path."

@@ -9,6 +9,7 @@ BENCHMARKS = {
     'brain': 'real brains beside Greedy and ANTs SyN: overlap, folds, time, memory',
     'affine-poses': 'the affine initialisation from random poses',
     'scale': 'a data set of a thousand people: indexing, dry run, workflow, group level',
+    'needs': 'what one pair needs as a job of a queue: time, memory, disk',
     'overhead': 'what the pipeline adds to the computation of a pair',
 }
 

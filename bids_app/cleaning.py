@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import TryAgainError
 from ..files import remove_leftovers
+from ..workflows.slurm import end_leftover, jobs_folder
 from .lock import hold
 from .pairs import Pair
 from .settings import Settings
@@ -33,6 +34,33 @@ def clean_people(output_dir: Path, people: Iterable[str]) -> None:
             remove_leftovers(folder)
 
 
+def end_jobs(settings: Settings, people: Iterable[str]) -> None:
+    """End SLURM jobs that a killed run left behind for ``people``, whichever plugin runs now.
+
+    Raises
+    ------
+    TryAgainError
+        There may be such jobs, and none can be cancelled from here.
+    """
+    for marker in _job_files(settings, people, '.job'):
+        if not shutil.which('scancel'):
+            raise TryAgainError(
+                f'An earlier run left "{marker}": a SLURM job may still write there, and there is '
+                'no scancel on this machine. Run the command where SLURM is, or remove the file '
+                'if that job has ended.'
+            )
+        logger.info('Cancelling a SLURM job of an earlier run ("%s").', marker)
+        end_leftover(marker)
+        marker.unlink(missing_ok=True)
+
+
+def _job_files(settings: Settings, people: Iterable[str], end: str = '') -> list[Path]:
+    """What SLURM jobs of ``people`` left in the work folder."""
+    begins = tuple(f'{NAME}.{person_node(person.removeprefix("sub-"))}.' for person in people)
+    folder = jobs_folder(settings.own_work_dir, NAME)
+    return sorted(path for path in folder.glob(f'*{end}') if path.name.startswith(begins))
+
+
 def clean_work(settings: Settings, pairs: Sequence[Pair], run: str) -> None:
     """Remove the intermediate files of ``pairs``, and what all share if nobody else is at work.
 
@@ -48,6 +76,9 @@ def clean_work(settings: Settings, pairs: Sequence[Pair], run: str) -> None:
                 _remove(person / pair_node(pair))
                 _remove(person / REPORT)
                 _remove_if_empty(person)
+            for file in _job_files(settings, people):
+                file.unlink(missing_ok=True)
+            _remove_if_empty(jobs_folder(root, NAME))
             _clean_shared(root, locks, people, run)
     except TryAgainError as error:
         logger.warning('The work folder "%s" is kept: %s', root, error)

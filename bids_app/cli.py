@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..errors import NePhiError, NoInputError, UsageError
+from ..errors import NePhiError, UsageError
+from ..reading import read_text
 from .descriptor import PrintDescriptor
 from .settings import (
     MODALITIES,
@@ -71,15 +72,8 @@ class _Labels(argparse.Action):
 
 
 def _lines(path: Path, option: str | None) -> list[str]:
-    try:
-        lines = path.read_text(encoding='utf-8').split('\n')
-    except (OSError, ValueError) as error:
-        why = getattr(error, 'strerror', '') or 'it is no text'
-        raise NoInputError(
-            f'The file "{path}" that {option} names cannot be read ({why}); expected labels, or a '
-            'text file with one label on a line. Check the path.'
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
+    text = read_text(path, f'labels after {option}, or a text file with one label on a line')
+    return [line.strip() for line in text.split('\n') if line.strip()]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -149,7 +150,7 @@ def _description(settings: Settings, before: Mapping[str, Any]) -> dict[str, Any
     source = read_json(settings.bids_dir / 'dataset_description.json')
     links = {'raw': settings.bids_dir.as_uri()}
     links.update({name: Path(p).absolute().as_uri() for name, p in settings.derivatives.items()})
-    now = {'Name': NAME, 'Version': __version__}
+    now = {'Name': NAME, 'Version': __version__, **container()}
     earlier = [
         {**entry, 'Description': 'Made some of the files.'}
         for entry in _generators(before)
@@ -168,6 +169,20 @@ def _description(settings: Settings, before: Mapping[str, Any]) -> dict[str, Any
     if source.get('License'):
         description['License'] = source['License']
     return description
+
+
+def container(
+    environ: Mapping[str, str] = os.environ, root: Path = Path('/')
+) -> dict[str, dict[str, str]]:
+    """What BIDS asks for about the container that this runs in; nothing outside of our image."""
+    image = environ.get('NEPHI_IMAGE')
+    if not image:
+        return {}
+    variables = {'APPTAINER_CONTAINER': 'apptainer', 'SINGULARITY_CONTAINER': 'singularity'}
+    files = {'.dockerenv': 'docker', 'run/.containerenv': 'podman'}
+    kinds = [kind for name, kind in variables.items() if environ.get(name)]
+    kinds += [kind for name, kind in files.items() if (root / name).exists()]
+    return {'Container': {**({'Type': kinds[0]} if kinds else {}), 'Tag': image}}
 
 
 def _source(bids_dir: Path, source: Mapping[str, Any]) -> dict[str, str]:

@@ -26,8 +26,17 @@ BYTES_PER_PAIR = 22e6
 WORK_FACTOR = 1.3
 """What the work folder holds, as a factor on the output; measured."""
 
-SECONDS_PER_PAIR = 240.0
-"""Of one processor for a pair of brains; used while no pair in the output says better."""
+SECONDS_PER_STEP = 1.6
+"""Of one processor; hardly depends on the voxels. Measured, as the next three."""
+
+SECONDS_PER_PAIR = 30.0
+"""Of one processor for what else does not depend on the voxels: affine, masks, figures."""
+
+SECONDS_PER_MVOXEL = 2.5
+"""Of one processor for each million voxels of both images: reading, warping, scores, files."""
+
+GAIN = 1.6
+"""How much faster a pair is with two threads or more than with one."""
 
 OVERHEAD = 1.25
 """Affine, scores and figures, as a factor on the time of the optimisation; measured."""
@@ -48,8 +57,7 @@ def describe(settings: Settings, pairs: Sequence[Pair]) -> str:
     Times are the median of pairs that the output folder holds already, else a rough figure.
     """
     good, failures = check_pairs(pairs, trusted=[mni_template(settings.own_work_dir).path])
-    seconds, origin = pair_seconds(settings, good)
-    estimates = [estimate(settings, pair, seconds) for pair in good]
+    estimates, origin = estimate(settings, good)
     rows = [('moving', 'fixed', 'masks', 'labels', 'landmarks', 'memory', 'disk', 'time', 'done')]
     rows += [_row(settings, pair, own) for pair, own in zip(good, estimates, strict=True)]
     lines = [_line(row, rows) for row in rows]
@@ -65,26 +73,44 @@ def _shape(settings: Settings, scan: Scan) -> tuple[int, int, int]:
     return read_grid(scan.path).shape
 
 
-def estimate(settings: Settings, pair: Pair, seconds: float) -> Estimate:
-    """What one pair needs, if a pair takes so many seconds."""
+def estimate(settings: Settings, pairs: Sequence[Pair]) -> tuple[list[Estimate], str]:
+    """What each pair needs, and where its time comes from."""
+    known = _known_seconds(settings)
+    origin = f'the median of {count(len(known), "pair")} in the output folder'
+    return [_needs(settings, pair, known) for pair in pairs], (
+        origin if known else 'a rough figure for brains'
+    )
+
+
+def _needs(settings: Settings, pair: Pair, known: Sequence[float]) -> Estimate:
     from ..workflows.resources import estimate_memory_gb
 
     fixed, moving = _shape(settings, pair.fixed), _shape(settings, pair.moving)
     stored = BYTES_PER_VOXEL * math.prod(fixed) + BYTES_PER_PAIR
+    seconds = median(known) if known else rough_seconds(settings, fixed, moving)
     return Estimate(estimate_memory_gb(fixed, moving), stored / 1e6, seconds)
 
 
-def pair_seconds(settings: Settings, pairs: Sequence[Pair]) -> tuple[float, str]:
-    """Seconds that a pair takes, and where the number comes from."""
+def _known_seconds(settings: Settings) -> list[float]:
+    """How long pairs in the output folder took."""
     known = []
     for path in settings.output_dir.glob('sub-*/**/*_metrics.json'):
         seconds = read_json(path).get('seconds')
         seconds = seconds.get('total') if isinstance(seconds, dict) else seconds
         known += [OVERHEAD * seconds] if isinstance(seconds, (int, float)) else []
-    if known:
-        return median(known), f'the median of {count(len(known), "pair")} in the output folder'
-    threads = min(settings.omp_nthreads, settings.nprocs)
-    return SECONDS_PER_PAIR / threads, 'a rough figure'
+    return known
+
+
+def rough_seconds(settings: Settings, fixed: Sequence[int], moving: Sequence[int]) -> float:
+    """Seconds of a pair with images of so many voxels along each axis, before any was computed."""
+    from ..presets import preset
+
+    steps = settings.steps
+    if steps is None:
+        steps = preset(settings.modality, settings.sloppy).optimisation.steps
+    voxels = (math.prod(fixed) + math.prod(moving)) / 1e6
+    one = SECONDS_PER_PAIR + SECONDS_PER_STEP * steps + SECONDS_PER_MVOXEL * voxels
+    return one / (GAIN if min(settings.omp_nthreads, settings.nprocs) > 1 else 1)
 
 
 def _row(settings: Settings, pair: Pair, estimate: Estimate) -> tuple[str, ...]:

@@ -56,8 +56,10 @@ person() {
     echo "$(date '+%F %T') sub-$label on $(hostname), try $((${SLURM_RESTART_COUNT:-0} + 1))"
     run participant --participant-label "$label" -w "$here" ${options[@]+"${options[@]}"}
     status=$?
-    if ((local_scratch && status)); then
-        rm -rf -- "$kept.new"
+    if ((local_scratch)); then rm -rf -- "$kept.new"; fi
+    if ((local_scratch && status == 0)); then
+        rm -rf -- "$kept"
+    elif ((local_scratch)); then
         mkdir -p -- "$work/scratch" && cp -a -- "$here" "$kept.new" && rm -rf -- "$kept" \
             && mv -- "$kept.new" "$kept"
     fi
@@ -82,7 +84,10 @@ submit() {
     array=${array%%;*}
     group=$(sbatch --parsable --job-name=nephi_group --dependency="afterany:$array" \
         --cpus-per-task=1 --mem=2G --time=60 --output="$path/group_%j.log" \
-        @GROUP@--wrap="bash $quoted group") || exit 75
+        @GROUP@--wrap="bash $quoted group") || {
+        echo "Submitted: array $array, but not the group (see above). Logs: $logs" >&2
+        exit 75
+    }
     echo "Submitted: array $array (${#people[@]} tasks), then group ${group%%;*}. Logs: $logs"
     echo 'What has become of the tasks:' "squeue --jobs=$array, sacct --jobs=$array"
 }

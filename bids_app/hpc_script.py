@@ -19,12 +19,14 @@ from .. import __version__
 from ..errors import NoInputError, UsageError
 from ..files import write_text
 from .cli import build_parser
-from .dryrun import estimate, pair_seconds
+from .dryrun import estimate
 from .outcome import count
 from .pairs import Pair, select_pairs
+from .plugin_file import check_sbatch
 from .preflight import check_pairs
 from .reference import mni_template
 from .resources import SHARE
+from .run import check_files
 from .settings import POSITIONAL, Settings, make_settings, parse_memory
 
 logger = logging.getLogger('nephi_pipe')
@@ -54,6 +56,9 @@ SETTLED = {
 }
 """Options of nephi-pipe that are not passed on, and what is there instead."""
 
+
+NAME_FILES = ('reference', 'pairs', 'weights')
+"""Options whose text may be the name of a file."""
 
 FOR_GROUP = ('config_file', 'verbose')
 """Options of nephi-pipe that mean something to the group level."""
@@ -94,6 +99,7 @@ def write_script(request: Request) -> str:
     """
     given = _parse(request)
     settings = _settings(request, given)
+    check_files(settings)
     pairs = select_pairs(settings)
     if settings.pairs == 'all':
         given['pairs'] = _write_pairs(request.script, settings, pairs)
@@ -119,7 +125,7 @@ def write_script(request: Request) -> str:
         'WORK': _quoted(settings.work_dir),
         'OPTIONS': shlex.join(to_arguments(passed)),
         'LOCAL': str(int(request.local_scratch)),
-        'PROGRAM': _program(request, settings, passed),
+        'PROGRAM': _program(request, settings, given),
         'GROUPOPTIONS': shlex.join(
             to_arguments({k: v for k, v in passed.items() if k in FOR_GROUP})
         ),
@@ -166,7 +172,14 @@ def _settings(request: Request, given: Mapping[str, Any]) -> Settings:
         'nprocs': request.cpus,
     }
     options = {name: value for name, value in given.items() if name != 'config_file'}
-    return make_settings({**options, **own}, given.get('config_file'))
+    settings = make_settings({**options, **own}, given.get('config_file'))
+    for name in ('use_plugin', 'dry_run', 'reports_only'):
+        if getattr(settings, name):
+            raise UsageError(
+                f'"{given["config_file"]}" has {name}, which is not for an array; expected '
+                f'{SETTLED[name]}. Remove that line.'
+            )
+    return settings
 
 
 def to_arguments(given: Mapping[str, Any]) -> list[str]:
@@ -179,7 +192,7 @@ def to_arguments(given: Mapping[str, Any]) -> list[str]:
         word
         for action in build_parser()._actions
         if action.option_strings and action.dest in given
-        for word in _option(action, given[action.dest])
+        for word in _option(action, _absolute(action.dest, given[action.dest]))
     ]
 
 
@@ -188,16 +201,18 @@ def _option(action: argparse.Action, value: Any) -> list[str]:
     if action.nargs == 0:
         return [name] * (value if type(value) is int else 1)
     if isinstance(value, Mapping):
-        return [name, *(f'{key}={os.path.abspath(path)}' for key, path in value.items())]
+        return [name, *(f'{key}={path}' for key, path in value.items())]
     if isinstance(value, list):
         return [name, *value]
-    return [f'{name}={_absolute(value)}']
+    return [f'{name}={value}']
 
 
-def _absolute(value: Any) -> Any:
-    """A path from the root, where ``value`` is a path, or the name of a file beside us."""
-    named = isinstance(value, str) and os.path.isfile(value)
-    return os.path.abspath(value) if named or isinstance(value, Path) else value
+def _absolute(name: str, value: Any) -> Any:
+    """The value of an option with paths from the root."""
+    if isinstance(value, Mapping):
+        return {key: _absolute(name, each) for key, each in value.items()}
+    file = isinstance(value, str) and name in NAME_FILES and os.path.isfile(value)
+    return Path(os.path.abspath(value)) if file or isinstance(value, Path) else value
 
 
 def _write_pairs(script: Path, settings: Settings, pairs: Sequence[Pair]) -> Path:
@@ -221,10 +236,12 @@ def _needs(settings: Settings, people: Mapping[str, Sequence[Pair]]) -> tuple[fl
         raise NoInputError(
             f'No pair in "{settings.bids_dir}" can be registered; nephi-pipe --dry-run says why.'
         )
-    seconds, _ = pair_seconds(settings, good)
-    memory_gb = max(estimate(settings, pair, seconds).memory_gb for pair in good)
-    most = max(len(own) for own in people.values())
-    minutes = TIME_MIN + TIME_FACTOR * most * seconds / 60
+    estimates, _ = estimate(settings, good)
+    seconds = dict.fromkeys(people, 0.0)
+    for pair, own in zip(good, estimates, strict=True):
+        seconds[pair.moving.subject] += own.seconds
+    memory_gb = max(own.memory_gb for own in estimates)
+    minutes = TIME_MIN + TIME_FACTOR * max(seconds.values()) / 60
     return memory_gb / SHARE + MAIN_GB, 5 * math.ceil(minutes / 5)
 
 
@@ -252,18 +269,19 @@ def _directives(request: Request, settings: Settings) -> Iterator[str]:
                 f'--sbatch is {line!r}; expected one option of sbatch, such as '
                 '--sbatch=--partition=long.'
             )
+        check_sbatch(line, '--sbatch')
         yield line
 
 
 def _words(lines: Sequence[str]) -> list[str]:
-    return [word for line in lines for word in shlex.split(line)]
+    return [word for line in lines for word in check_sbatch(line, '--sbatch')]
 
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _program(request: Request, settings: Settings, passed: Mapping[str, Any]) -> str:
+def _program(request: Request, settings: Settings, given: Mapping[str, Any]) -> str:
     """What starts nephi-pipe on a node: this Python, or a container."""
     if request.image is None:
         return f'    exec {shlex.quote(sys.executable)} -m nephi_pipe.bids_app.cli "$@"'
@@ -272,7 +290,7 @@ def _program(request: Request, settings: Settings, passed: Mapping[str, Any]) ->
         raise NoInputError(
             f'There is no image "{image}" as --image names it; build it with apptainer build.'
         )
-    read_only = [settings.bids_dir, *_folders(passed)]
+    read_only = [settings.bids_dir, *_read(settings, given)]
     for path in (*read_only, settings.output_dir, settings.work_dir):
         if set(',:\n') & set(str(path)):
             raise UsageError(
@@ -303,12 +321,12 @@ CONTAINER = """\
         {image} nephi-pipe "$@\""""
 
 
-def _folders(passed: Mapping[str, Any]) -> Iterator[Path]:
-    """Folders of the files that options name, and of what these are links to."""
-    for value in passed.values():
-        values = value.values() if isinstance(value, Mapping) else [value]
-        for each in values:
-            path = Path(_absolute(each)) if isinstance(each, (str, Path)) else None
-            if path is not None and path.is_absolute():
-                for known in (path, Path(os.path.realpath(path))):
-                    yield known if known.is_dir() else known.parent
+def _read(settings: Settings, given: Mapping[str, Any]) -> Iterator[Path]:
+    """Files and folders that tasks read, and what these are links to."""
+    for name, value in {**vars(settings), **given}.items():
+        if name in ('output_dir', 'work_dir'):
+            continue
+        found = _absolute(name, value)
+        for path in found.values() if isinstance(found, Mapping) else [found]:
+            if isinstance(path, Path):
+                yield from (path, Path(os.path.realpath(path)))

@@ -8,7 +8,7 @@ from typing import Any
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.linear import LinearPlugin
 
-from ..workflows.plugin import SafeMultiProc
+from ..workflows.plugin import SafeMultiProc, forget_incomplete
 from ..workflows.slurm import SafeSLURM
 from .plugin_file import Plugin
 from .settings import Settings
@@ -31,7 +31,10 @@ class PersonFirst(SafeMultiProc):
 
 
 class InOrder(LinearPlugin):
-    """Nipype's ``Linear``, silent about the start of a node that has its results already."""
+    """Nipype's ``Linear``, silent about the start of a node that has its results already.
+
+    A node whose files are gone or damaged runs again, as with the other plugins.
+    """
 
     def __init__(self, plugin_args: dict | None = None) -> None:
         super().__init__(plugin_args)
@@ -39,6 +42,8 @@ class InOrder(LinearPlugin):
         self._status_callback = self._tell_what_runs
 
     def _tell_what_runs(self, node: Any, status: str) -> None:
+        if status == 'start':
+            forget_incomplete(node)
         if status != 'start' or not _is_kept(node):
             self._tell(node, status)
 
@@ -59,12 +64,13 @@ def make_plugin(
         return InOrder(arguments)
     if plugin.name == 'SLURM':
         return SafeSLURM(arguments)
-    return PersonFirst(
-        {
-            'n_procs': settings.nprocs,
-            'memory_gb': settings.mem_gb,
-            'n_gpu_procs': int(settings.gpu),
-            'raise_insufficient': False,
-            **arguments,
-        }
-    )
+    resources = {
+        'n_procs': settings.nprocs,
+        'memory_gb': settings.mem_gb,
+        'n_gpu_procs': int(settings.gpu),
+        'raise_insufficient': False,
+        **arguments,
+    }
+    # With no slot at all Nipype would let every node have the GPU at once.
+    resources['n_gpu_procs'] = max(resources['n_gpu_procs'], int(settings.gpu))
+    return PersonFirst(resources)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputDataError, NoInputError, UsageError
+from ..errors import InputDataError, UsageError
+from ..reading import read_text
 from .settings import Settings, check_plugin_name
 
 LARGEST_FILE = 1 << 20
@@ -106,18 +107,8 @@ def read_plugin(path: Path) -> Plugin:
 def _load(path: Path) -> Any:
     import yaml
 
+    text = read_text(path, 'the name of a plugin in YAML or JSON', LARGEST_FILE)
     try:
-        with open(path, 'rb') as stream:
-            data = stream.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise NoInputError(
-            f'The plugin file "{path}" cannot be opened ({error.strerror}); expected YAML or '
-            'JSON. Check the path.'
-        ) from error
-    try:
-        if len(data) > LARGEST_FILE:
-            raise ValueError('it is larger than 1 MB')
-        text = data.decode('utf-8')
         return json.loads(text) if path.suffix == '.json' else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         reason = ' '.join(str(error).split())[:200]
@@ -150,22 +141,33 @@ def _value(name: str, kind: type, value: Any, path: Path) -> Any:
         wanted = 'a text' if kind is str else f'a number of {LEAST[name]} or more'
         raise UsageError(f'"{name}" in "{path}" is {str(value)[:80]!r}; expected {wanted}.')
     if name == 'sbatch_args':
-        _check_sbatch(value, path)
+        check_sbatch(value, f'"sbatch_args" in "{path}"')
     return kind(value)
 
 
-def _check_sbatch(text: str, path: Path) -> None:
+def check_sbatch(text: str, where: str) -> list[str]:
+    """The words of options of sbatch; one that would lose or duplicate jobs is refused.
+
+    Raises
+    ------
+    UsageError
+        They cannot be split into words, or are of that kind.
+
+    >>> check_sbatch('--partition=long --comment="a b"', '--sbatch')
+    ['--partition=long', '--comment=a b']
+    """
     try:
         tokens = shlex.split(text)
     except ValueError as error:
         raise UsageError(
-            f'"sbatch_args" in "{path}" cannot be split into words ({error}); expected options of '
-            'sbatch, such as "--partition=long --time=60".'
+            f'{where} cannot be split into words ({error}); expected options of sbatch, such as '
+            '"--partition=long --time=60".'
         ) from error
     for token in tokens:
         long = re.fullmatch(r'--([a-z][a-z-]*)(=.*)?', token, re.DOTALL)
         if (long and any(name.startswith(long[1]) for name in OURS)) or token[:2] in OURS_SHORT:
             raise UsageError(
-                f'"sbatch_args" in "{path}" has {token!r}, with which no result would come back; '
-                'expected options such as "--partition=long --time=60".'
+                f'{where} has {token!r}, with which no result would come back; expected options '
+                'such as "--partition=long --time=60".'
             )
+    return tokens

@@ -103,7 +103,7 @@ def _on_this_machine(settings: Settings, plugin: Plugin) -> Settings:
 
 
 def _run_participants(settings: Settings, plugin: Plugin, state: State) -> None:
-    _check_files(settings)
+    check_files(settings)
     pairs = select_pairs(settings)
     if not settings.skip_bids_validation:
         check_dataset(settings.bids_dir)
@@ -125,7 +125,7 @@ def _run_participants(settings: Settings, plugin: Plugin, state: State) -> None:
 
 def _run_pairs(settings: Settings, pairs: Sequence[Pair], plugin: Plugin, state: State) -> None:
     """Register ``pairs``, holding the locks of their people, and describe the data set."""
-    from .cleaning import clean_people
+    from .cleaning import clean_people, end_jobs
     from .workflow import describe_method
 
     name, started = new_run_name(), datetime.now().astimezone().isoformat(timespec='seconds')
@@ -134,6 +134,7 @@ def _run_pairs(settings: Settings, pairs: Sequence[Pair], plugin: Plugin, state:
     locks = [settings.output_dir / 'logs', settings.own_work_dir / 'locks']
     with hold(locks, people, name), log_file(settings.output_dir / 'logs' / f'{name}.log'):
         clean_people(settings.output_dir, people)
+        end_jobs(settings, people)
         write_dataset_files(settings, name, started, describe_method(settings))
         _write_template(settings, pairs, name)
         good, state.failures = check_pairs(pairs)
@@ -155,8 +156,8 @@ def new_run_name() -> str:
     return f'{datetime.now():%Y%m%d-%H%M%S}_{uuid.uuid4().hex[:8]}'
 
 
-def _check_files(settings: Settings) -> None:
-    """Files that were named must exist before anything is written."""
+def check_files(settings: Settings) -> None:
+    """Refuse files that were named and do not exist, before anything is written."""
     weights = None if settings.weights in ('default', 'none') else Path(settings.weights)
     for option, path in (
         ('--initial-transform', settings.initial_transform),

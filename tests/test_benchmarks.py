@@ -14,7 +14,7 @@ from scipy.io import savemat
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import brain, peers  # noqa: E402
+from benchmarks import brain, needs, peers  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.measure import THREAD_VARIABLES, limited_to, measured  # noqa: E402
 from benchmarks.scoring import score  # noqa: E402
@@ -287,6 +287,18 @@ def test_missing_files_and_peers_are_told(dataset, monkeypatch):
 def test_the_command_lists_its_benchmarks(capsys):
     assert main([]) == 64 and main(['--help']) == 0
     assert 'brain' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path('/proc/self/smaps_rollup').exists(), reason='Linux only')
+def test_memory_of_all_processes_together_counts(tmp_path):
+    child = 'import time; held = bytearray(b"x") * (150 << 20); time.sleep(3)'
+    two = f'import subprocess as s, sys; p = [s.Popen([sys.executable, "-c", {child!r}]) '
+    two += 'for _ in (1, 2)]; sys.exit(any([one.wait() for one in p]))'
+    seconds, processor, peak = needs.watched([sys.executable, '-c', two], 1, tmp_path / 'log')
+    assert 300 << 20 < peak < 420 << 20
+    assert seconds > 3 > processor > 0
+    with pytest.raises(SystemExit, match='ended with code 3'):
+        needs.watched([sys.executable, '-c', 'raise SystemExit(3)'], 1, tmp_path / 'log')
 
 
 @pytest.mark.slow

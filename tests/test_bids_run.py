@@ -18,7 +18,7 @@ from bids_data import SHAPE, affine, ball, describe, save, touch
 from bids_runs import STUB, wait_for
 
 from nephi_pipe.bids_app import derivatives
-from nephi_pipe.bids_app.dataset import read_json
+from nephi_pipe.bids_app.dataset import container, read_json
 from nephi_pipe.bids_app.outcome import conclude, read_crash
 from nephi_pipe.files import sha256
 
@@ -74,6 +74,16 @@ def test_sidecars_metrics_and_descriptions(app):
     assert set(description['DatasetLinks']) == {'raw', 'seg'}
     ignored = (app.out / '.bidsignore').read_text().splitlines()
     assert 'figures' in ignored and not [line for line in ignored if line.endswith('/')]
+
+
+def test_the_container_that_made_it_is_named(tmp_path):
+    image = {'NEPHI_IMAGE': 'nephi_pipe:1.2.3'}
+    assert container({}, tmp_path) == {}
+    assert container(image, tmp_path) == {'Container': {'Tag': 'nephi_pipe:1.2.3'}}
+    named = container({**image, 'APPTAINER_CONTAINER': '/images/nephi.sif'}, tmp_path)
+    assert named == {'Container': {'Type': 'apptainer', 'Tag': 'nephi_pipe:1.2.3'}}
+    (tmp_path / '.dockerenv').touch()
+    assert container(image, tmp_path)['Container']['Type'] == 'docker'
 
 
 def test_settings_of_a_run_repeat_it(app):

@@ -39,8 +39,9 @@ def test_another_output_folder_computes_nothing(app):
     assert (app.out / METRICS).exists()
 
 
+@pytest.mark.parametrize('plugin', ['MultiProc', 'Linear'])
 @pytest.mark.parametrize('spoil', ['lost', 'damaged'])
-def test_work_files_that_were_deleted_or_damaged_are_made_again(app, spoil):
+def test_work_files_that_were_deleted_or_damaged_are_made_again(app, spoil, plugin):
     assert app.run()[0] == 0
     (warped,) = app.work.rglob('sub_01/*/*/optimize/warped_image.nii.gz')
     content = warped.read_bytes()
@@ -50,7 +51,7 @@ def test_work_files_that_were_deleted_or_damaged_are_made_again(app, spoil):
     else:
         warped.with_name('result_optimize.pklz').write_bytes(b'no pickle')
     before = len(app.ran())
-    code, said = app.run()
+    code, said = app.run('--plugin', plugin)
     assert code == 0, said
     assert app.ran()[before:] == ['register 01'] and warped.read_bytes() == content
 
@@ -131,6 +132,27 @@ def test_metrics_of_an_earlier_result_go_before_its_files_change(app, monkeypatc
 
 
 # ---- --clean-workdir ----------------------------------------------------------------------------
+
+
+def test_slurm_jobs_of_a_killed_run_are_ended_whatever_runs_now(app, tmp_path, monkeypatch):
+    folder = app.work / f'nephi_pipe_{dataset.__version__}' / 'nephi_pipe' / 'slurm'
+    folder.mkdir(parents=True)
+    own, other = (folder / f'nephi_pipe.sub_{one}.pair.optimize.job' for one in ('01', '99'))
+    own.write_text('12')
+    other.write_text('13')
+    (folder / 'nephi_pipe.sub_01.pair.optimize-1a2b.log').touch()
+    monkeypatch.setenv('PATH', str(tmp_path / 'bin'))
+    code, said = app.run()
+    assert code == 75 and 'no scancel on this machine' in said and str(own) in said
+    assert not app.ran(), 'nothing is computed beside it'
+    (tmp_path / 'bin').mkdir()
+    for name, body in {'scancel': f'echo "$@" >> {tmp_path}/called', 'squeue': ''}.items():
+        (tmp_path / 'bin' / name).write_text(f'#!/bin/sh\n{body}\n')
+        (tmp_path / 'bin' / name).chmod(0o755)
+    code, said = app.run('--clean-workdir')
+    assert code == 0 and 'Cancelling a SLURM job of an earlier run' in said
+    assert (tmp_path / 'called').read_text() == f'--name={own.stem} 12\n'
+    assert list(folder.iterdir()) == [other], "another person's is left alone"
 
 
 def test_clean_workdir_after_success(app):

@@ -84,6 +84,8 @@ def test_demo_went_through_both_levels(built) -> None:
         dice = json.loads(path.read_text())['dice']
         assert dice['after']['mean'] > dice['before']['mean'] > 0.5
         assert (built / 'out' / f'{person}.html').stat().st_uid == UID
+    (made_by,) = json.loads((built / 'out/dataset_description.json').read_text())['GeneratedBy']
+    assert made_by['Container']['Tag'] == f'nephi_pipe:{made_by["Version"]}'
 
 
 @pytest.mark.slow

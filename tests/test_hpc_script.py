@@ -80,7 +80,8 @@ def test_what_is_asked_for(script, capsys):
     assert script.directive('cpus-per-task') == '3'
     assert script.directive('partition') == 'long'
     assert script.directive('signal') == 'B:TERM@120'
-    assert 15 < int(script.directive('time')) <= 60
+    short = int(script.directive('time'))
+    assert 15 < short <= 60
     small = int(script.directive('mem').removesuffix('M'))
     assert 1000 < small < 2500
     image, _ = ball(1)
@@ -88,6 +89,9 @@ def test_what_is_asked_for(script, capsys):
     assert script.write() == 0
     large = int(script.directive('mem').removesuffix('M'))
     assert small + 450 < large < small + 1000, '48 bytes a voxel'
+    assert short < int(script.directive('time')) < 2 * short, 'voxels take a little time'
+    assert script.write(options=('--reference', 'sub-03', '--steps', '5000')) == 0
+    assert int(script.directive('time')) > 10 * short, 'steps take most of it'
     assert script.write('--mem', '10G', '--time', '1-00:00:00') == 0
     assert (script.directive('mem'), script.directive('time')) == ('9600M', '1-00:00:00')
 
@@ -121,11 +125,12 @@ def _fake_python(script, body):
     script.path.write_text(text[:start] + body + text[end:])
 
 
-def test_a_task_and_the_group(script, tmp_path):
+def test_a_task_and_the_group(script, tmp_path, monkeypatch):
     (script.folder / 'p q.json').write_text('{}')
     config = script.folder / 'c.toml'
     config.write_text('[thresholds]\ndice_after_min = 0.5\n')
-    os.chdir(script.folder)
+    monkeypatch.chdir(script.folder)
+    (script.folder / 'brain').touch()
     options = (
         '--reference', 'sub-03', '-d', 'seg=ds/derivatives/seg', '--bids-filter-file', 'p q.json',
         '--config-file', 'c.toml', '--no-affine', '-vv', '--participant-label', '01', '02',
@@ -171,7 +176,8 @@ def test_local_scratch_is_kept_when_a_task_stops(script, tmp_path):
     assert (kept / 'node').read_text() == 'kept\n'
     second = script.run(CODE='0', **task)
     assert second.returncode == 0 and 'kept' in second.stdout
-    assert not list(tmp_path.glob('nephi_*')) and not list(kept.parent.glob('*.new'))
+    assert not list(tmp_path.glob('nephi_*'))
+    assert not list(kept.parent.iterdir()), 'it is not needed any more'
 
 
 @pytest.mark.parametrize('engine', ['apptainer', 'singularity'])
@@ -184,7 +190,9 @@ def test_in_a_container(tmp_path, monkeypatch, engine):
     script.path, image = script.folder / 'array.sh', script.folder / 'nephi.sif'
     image.touch()
     other = save(tmp_path / 'elsewhere' / 'fixed.nii.gz', ball(3)[0])
-    options = ('--reference', str(other), '--device', 'cuda')
+    seg, config = script.bids / 'derivatives/seg', tmp_path / 'more.toml'
+    config.write_text(f'[derivatives]\nseg = "{seg}"\n')
+    options = ('--reference', str(other), '--device', 'cuda', '--config-file', str(config))
     assert script.write('--image', str(image), options=options) == 0
     assert script.directive('gres') == 'gpu:1'
     names = ('CPUS_PER_TASK', 'MEM_PER_NODE')
@@ -197,12 +205,24 @@ def test_in_a_container(tmp_path, monkeypatch, engine):
     (call,) = recorded(tmp_path / 'r')
     split = call.index(str(image))
     bound = [call[i + 1] for i, word in enumerate(call[:split]) if word == '--bind']
-    assert bound == [
-        f'{other.parent}:{other.parent}:ro', f'{script.bids}:{script.bids}:ro',
-        str(script.out), str(script.work),
-    ]  # fmt: skip
+    read = (config, script.bids, other, seg)
+    assert sorted(bound[:-2]) == sorted(f'{path}:{path}:ro' for path in read)
+    assert bound.index(f'{script.bids}:{script.bids}:ro') < bound.index(f'{seg}:{seg}:ro')
+    assert bound[-2:] == [str(script.out), str(script.work)]
     assert {'--cleanenv', '--nv'} <= set(call[:split])
     assert call[split + 1 : split + 3] == ['nephi-pipe', str(script.bids)]
+
+
+@pytest.mark.parametrize(
+    ('line', 'words'),
+    [('use_plugin = "p.yml"', 'has use_plugin'), ('dry_run = true', 'nephi-pipe --dry-run')],
+)
+def test_a_configuration_that_is_not_for_an_array(script, tmp_path, capsys, line, words):
+    config = tmp_path / 'c.toml'
+    config.write_text(f'[settings]\n{line}\n')
+    options = ('--reference', 'sub-03', '--config-file', str(config))
+    assert script.write(options=options) == 64
+    assert words in capsys.readouterr().err and not script.path.exists()
 
 
 def test_no_engine_on_the_node(script, tmp_path):
@@ -244,6 +264,9 @@ def test_pairs_of_all_with_all(script):
         (('--mem', 'lots'), (), 64, '"lots" is not an amount of memory'),
         (('--cpus', '0'), (), 64, 'whole number of 1 or more'),
         (('--sbatch=partition'), (), 64, 'expected one option of sbatch'),
+        (('--sbatch=--array=0-0'), (), 64, "--sbatch has '--array=0-0'"),
+        (("--sbatch=--comment='a"), (), 64, '--sbatch cannot be split into words'),
+        ((), ('--initial-transform', '/no.txt'), 66, 'no file "/no.txt"'),
         (('--image', '/nowhere.sif'), (), 66, 'no image "/nowhere.sif"'),
         (('--image', '/bin/sh'), (), 64, 'which a container cannot bind'),
     ],

@@ -333,6 +333,36 @@ def test_draws_differ_and_prefer_no_position():
     assert (thirds > 0.2).all()
 
 
+def test_slabs_hold_their_part_and_in_time_everything():
+    generator = torch.Generator().manual_seed(1)
+    lattice = Lattice.draw(torch.tensor([1.0, 0.7, 0.9]), 0.03, 2, generator)
+    shape = lattice.sample_shape
+    middle = torch.zeros(shape, dtype=torch.bool)
+    middle[8:-8, 8:-8, 8:-8] = True
+    samples = middle.flatten().nonzero()[:, 0]
+    often = torch.zeros(len(samples))
+    for _ in range(60):
+        chosen = lattice.in_slabs(samples, 1 / 3, generator)
+        assert 0.2 < len(chosen) / len(samples) < 0.5
+        often += torch.isin(samples, chosen)
+        # Whole planes across one axis, several in a row.
+        planes = [
+            torch.zeros(n).bool().index_fill(0, i, True)
+            for n, i in zip(shape, torch.unravel_index(chosen, shape), strict=True)
+        ]
+        across = [int(plane.sum()) for plane in planes]
+        whole = [n - 16 for n in shape]
+        assert sum(a < w for a, w in zip(across, whole, strict=True)) == 1
+    assert often.min() >= 5 and often.max() <= 35, 'no position is preferred'
+
+
+def test_what_slabs_would_miss_is_looked_at_whole():
+    generator = torch.Generator().manual_seed(2)
+    lattice = Lattice.draw(torch.tensor([1.0, 1.0, 1.0]), 0.03, 1, generator)
+    one = torch.tensor([12345])
+    assert all(torch.equal(lattice.in_slabs(one, 0.1, generator), one) for _ in range(20))
+
+
 @pytest.mark.parametrize('ratio', [2, 3])
 def test_no_sample_of_a_mask_is_passed_over(ratio):
     grid = make_grid('RAS', (28, 26, 24), 2.6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -57,9 +58,9 @@ BOMB = 'a: &a [x, x]\n' + ''.join(
     [
         ('plugin: !!python/object/apply:os.system ["true"]\n', InputDataError, 'not plain YAML'),
         ('plugin: [unclosed\n', InputDataError, 'not plain YAML or JSON'),
-        (b'\xff\xfe\x00', InputDataError, 'not plain YAML or JSON'),
+        (b'\xff\xfe\x00', InputDataError, 'cannot be read as text'),
         ('[' * 5000, InputDataError, 'not plain YAML or JSON'),
-        ('#' * (2 << 20), InputDataError, 'larger than 1 MB'),
+        ('#' * (2 << 20), InputDataError, 'more than the 1048576'),
         ('', InputDataError, 'no name of a plugin'),
         ('- SLURM\n', InputDataError, 'no name of a plugin'),
         ('plugin: 7\n', InputDataError, 'no name of a plugin'),
@@ -87,7 +88,10 @@ def test_what_is_refused(tmp_path, text, error, words):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(NoInputError, match='cannot be opened'):
+    os.mkfifo(tmp_path / 'pipe.yml')
+    with pytest.raises(NoInputError, match='a pipe'):
+        read_plugin(tmp_path / 'pipe.yml')
+    with pytest.raises(NoInputError, match='no file'):
         read_plugin(tmp_path / 'missing.yml')
 
 

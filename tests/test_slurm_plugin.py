@@ -97,7 +97,8 @@ def test_same_results_as_with_the_other_plugins(app):
     assert code == 0, said
     assert '2 of 2 pairs finished.' in said and 'with jobs of SLURM' in said
     assert len(app.ran()) == 4 and len(app.jobs('optimize')) == 2
-    assert not list(app.work.glob('nephi_pipe/slurm/*')), 'nothing is left of jobs that went well'
+    (jobs,) = app.work.rglob('nephi_pipe/slurm')
+    assert not list(jobs.iterdir()), 'nothing is left of jobs that went well'
     first = app.files()
     code, said = app.run()
     assert code == 0 and len(app.ran()) == 4, said

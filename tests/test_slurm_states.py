@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from nipype.interfaces.utility import Function
-from nipype.pipeline.engine import Node
+from nipype.pipeline.engine import Node, Workflow
 
 from nephi_pipe.workflows import slurm
 from nephi_pipe.workflows.slurm import SafeSLURM
@@ -125,12 +125,46 @@ def test_a_controller_that_is_silent(plugin, node, monkeypatch):
 
 def test_no_more_jobs_than_are_allowed(plugin, node, monkeypatch):
     said = 'error: QOSMaxSubmitJobPerUserLimit'
+    accepts = slurm._run
     monkeypatch.setattr(slurm, '_run', refuse(said))
-    task = plugin._submit_job(node)
-    assert f'SLURM did not accept the job of "{node.fullname}": {said}' in text_of(
-        plugin._get_result(task)
-    )
+    assert plugin._submit_job(node) is None, 'the jobs may be those of somebody else'
+    assert plugin.max_jobs == 0, 'no more are tried in this round'
     plugin.pending_tasks = [(1, 1), (2, 2)]
-    assert plugin._submit_job(node) is None and plugin.max_jobs == 2
-    monkeypatch.setattr(slurm, '_run', None)
-    assert plugin._submit_job(node) is None, 'without asking'
+    monkeypatch.setattr(slurm, 'FULL_S', 0.0)
+    plugin._full_until = 0.0
+    assert plugin._submit_job(node) is None
+    monkeypatch.setattr(slurm, '_run', accepts)
+    assert plugin._submit_job(node) is not None and plugin.max_jobs == float('inf')
+    plugin.pending_tasks = []
+    monkeypatch.setattr(slurm, '_run', refuse(said))
+    monkeypatch.setattr(slurm, 'OUTAGE_S', -1.0)
+    text = text_of(plugin._get_result(plugin._submit_job(node)))
+    assert f'SLURM did not accept the job of "{node.fullname}": {said}' in text
+
+
+def test_after_a_pause_more_jobs_are_tried(plugin, node, monkeypatch):
+    accepts = slurm._run
+    monkeypatch.setattr(slurm, '_run', refuse('error: MaxJobCount'))
+    monkeypatch.setattr(slurm, 'FULL_S', 0.5)
+    said = []
+
+    def run(command, **more):
+        said.append(command[0])
+        if len(said) < 3:
+            raise subprocess.CalledProcessError(1, command, stderr='error: MaxJobCount')
+        monkeypatch.setattr(slurm, '_run', refuse_nothing)
+        return accepts(command)
+
+    def refuse_nothing(command, **more):
+        if command[0] == 'sbatch':
+            return '7\n'
+        task = next(job for job in plugin._jobs.values() if not job.files.answer.exists())
+        run_task(task.files.task, task.files.answer)
+        return '7|RUNNING|None\n'
+
+    monkeypatch.setattr(slurm, '_run', run)
+    workflow = Workflow(name='wf', base_dir=node.base_dir)
+    workflow.config['execution'] = {'poll_sleep_duration': '0.1'}
+    workflow.add_nodes([node])
+    workflow.run(plugin=plugin)
+    assert said == ['sbatch'] * 3

@@ -68,7 +68,7 @@ class SafePool:
                     self.proc_done[job] = self.proc_pending[job] = False
 
     def _local_hash_check(self, jobid: int, graph: Any) -> bool:
-        _forget_incomplete(self.procs[jobid])
+        forget_incomplete(self.procs[jobid])
         return super()._local_hash_check(jobid, graph)
 
     def _ready(self) -> list[int]:
@@ -234,7 +234,7 @@ class _Worker:
         )
 
 
-def _forget_incomplete(node: Node) -> None:
+def forget_incomplete(node: Node) -> None:
     """Let a node run again if files that it made are gone, instead of failing those after it.
 
     Scratch disks of clusters delete what nobody has used for some weeks.

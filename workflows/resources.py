@@ -30,7 +30,7 @@ USUAL_SHAPE = (256, 256, 200)
 def estimate_memory_gb(
     shape_fixed: Sequence[int] = USUAL_SHAPE, shape_moving: Sequence[int] = USUAL_SHAPE
 ) -> float:
-    """Peak memory of registering one pair, GB.
+    """Peak memory of registering one pair, in GB of 10^9 bytes, as everything that plans with it.
 
     Parameters
     ----------
@@ -38,10 +38,10 @@ def estimate_memory_gb(
         Voxels along each axis of the two images.
 
     >>> estimate_memory_gb((288, 288, 181), (288, 288, 181))
-    2.34
+    2.44
     """
     voxels = prod(shape_fixed) + prod(shape_moving)
-    return round(BASE_GB + BYTES_PER_VOXEL * voxels / 1024**3, 2)
+    return round(BASE_GB + BYTES_PER_VOXEL * voxels / 1e9, 2)
 
 
 def pair_node(
@@ -51,7 +51,8 @@ def pair_node(
     share = SHARES[name]
     node = Node(interface, name, n_procs=n_procs, mem_gb=share * (mem_gb or estimate_memory_gb()))
     if mem_gb is None and 'fixed_image' in interface.inputs.copyable_trait_names():
-        per_voxel = share * BYTES_PER_VOXEL
+        # The estimator divides by 1024^3.
+        per_voxel = share * BYTES_PER_VOXEL * 1024**3 / 1e9
         node.ram_estimator = RamEstimator(
             {'fixed_image': per_voxel, 'moving_image': per_voxel},
             overhead_gb=share * BASE_GB,

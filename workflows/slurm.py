@@ -41,7 +41,13 @@ COMPLETING_S = 300.0
 """How long a job may be cleaned up after; then its node is given up."""
 
 OUTAGE_S = 3600.0
-"""How long the controller may be silent."""
+"""How long the controller may be silent, or accept no job because there are too many."""
+
+FULL_S = 30.0
+"""Pause after it accepted none because there are too many."""
+
+CALL_S = 120.0
+"""How long a command of SLURM may take; SLURM's own time-out is shorter."""
 
 LEAST_MB = 1024
 """Memory asked for by the smallest node: an interpreter with nipype, and some to spare."""
@@ -129,6 +135,8 @@ class SafeSLURM(SafePool, DistributedPluginBase):
     inf
     """
 
+    _room, _full_until = 0, 0.0
+
     def __init__(self, plugin_args: dict | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
         self._template = self.plugin_args.get('template', '#!/bin/bash')
@@ -141,6 +149,16 @@ class SafeSLURM(SafePool, DistributedPluginBase):
         self._taskid = 0
         self._looked = 0.0
         self._heard = time.monotonic()
+        self._full_since: float | None = None
+
+    @property
+    def max_jobs(self) -> float:
+        """Most jobs at a time; the base class asks before it submits any."""
+        return self._room if time.monotonic() < self._full_until else self._most
+
+    @max_jobs.setter
+    def max_jobs(self, most: float) -> None:
+        self._most = most
 
     def run(self, graph: Any, config: dict, updatehash: bool = False) -> None:
         """Execute the nodes of ``graph``; called by ``workflow.run``."""
@@ -164,8 +182,7 @@ class SafeSLURM(SafePool, DistributedPluginBase):
             job = self._submit(node, updatehash)
         except subprocess.CalledProcessError as error:
             said = (error.stderr or error.stdout or '').strip() or f'status {error.returncode}'
-            if self.pending_tasks and _LIMIT.search(said):
-                self.max_jobs = len(self.pending_tasks)  # as many as the cluster allows us
+            if _LIMIT.search(said) and self._may_wait(said):
                 return None
             self._failed[self._taskid] = failure(
                 f'SLURM did not accept the job of "{node.fullname}": {" ".join(said.split())}; '
@@ -175,13 +192,28 @@ class SafeSLURM(SafePool, DistributedPluginBase):
             self._failed[self._taskid] = failure(format_exc())
         else:
             self._jobs[self._taskid] = job
+            self._full_since = None
         return self._taskid
 
+    def _may_wait(self, said: str) -> bool:
+        """Submit no more for a while: the cluster holds as many jobs as it allows us.
+
+        They may be those of somebody else, so this is no failure before it has lasted for long.
+        """
+        now = time.monotonic()
+        if self._full_since is None:
+            self._full_since = now
+            logger.warning('SLURM accepts no more jobs for now (%s); waiting.', said.strip())
+        if not self.pending_tasks and now - self._full_since > OUTAGE_S:
+            return False
+        self._room, self._full_until = len(self.pending_tasks), now + FULL_S
+        return True
+
     def _submit(self, node: Node, updatehash: bool) -> _Job:
-        folder = Path(node.base_dir) / node.fullname.partition('.')[0] / 'slurm'
+        folder = jobs_folder(Path(node.base_dir), node.fullname.partition('.')[0])
         folder.mkdir(parents=True, exist_ok=True)
         files = _Files(folder, node.fullname)
-        self._end_leftover(files.marker)
+        end_leftover(files.marker)
         try:
             with open(files.task, 'wb') as stream:
                 pickle.dump((node, updatehash), stream)
@@ -229,17 +261,6 @@ class SafeSLURM(SafePool, DistributedPluginBase):
                 time.sleep(self._pause_s)
         raise AssertionError('unreachable')
 
-    def _end_leftover(self, marker: Path) -> None:
-        """Cancel the job of a run that was killed, so that two do not write one folder."""
-        with suppress(OSError, subprocess.CalledProcessError):
-            jobid, name = marker.read_text().strip(), marker.stem
-            _run(['scancel', f'--name={name}', jobid])
-            end = time.monotonic() + ANSWER_S
-            while _queue([jobid]).get(jobid, ('GONE', ''))[0] in ALIVE | {'COMPLETING'}:
-                if time.monotonic() > end:
-                    return
-                time.sleep(0.5)
-
     # ---- waiting ---------------------------------------------------------------------------
 
     def _get_result(self, taskid: int) -> dict | None:
@@ -264,7 +285,7 @@ class SafeSLURM(SafePool, DistributedPluginBase):
         jobs = list(self._jobs.values())
         try:
             queue = _queue([job.jobid for job in jobs])
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (OSError, subprocess.SubprocessError) as error:
             said = getattr(error, 'stderr', None) or error
             logger.warning('squeue does not answer (%s); waiting.', str(said).strip())
             queue = {} if now - self._heard > OUTAGE_S else None
@@ -281,12 +302,37 @@ class SafeSLURM(SafePool, DistributedPluginBase):
 
     def _cancel(self, jobids: list[str]) -> None:
         if jobids:
-            with suppress(OSError, subprocess.CalledProcessError):
+            with suppress(OSError, subprocess.SubprocessError):
                 _run(['scancel', *jobids])
 
 
+def jobs_folder(base_dir: Path, workflow: str) -> Path:
+    """Where the jobs of a workflow keep their files."""
+    return base_dir / workflow / 'slurm'
+
+
+def end_leftover(marker: Path) -> None:
+    """Cancel the job of a run that was killed, so that two do not write one folder.
+
+    Parameters
+    ----------
+    marker
+        ``NODE.job`` in :func:`jobs_folder`, which names a job that was not heard of to its end.
+    """
+    with suppress(OSError, subprocess.SubprocessError):
+        jobid, name = marker.read_text().strip(), marker.stem
+        _run(['scancel', f'--name={name}', jobid])
+        end = time.monotonic() + ANSWER_S
+        while _queue([jobid]).get(jobid, ('GONE', ''))[0] in ALIVE | {'COMPLETING'}:
+            if time.monotonic() > end:
+                return
+            time.sleep(0.5)
+
+
 def _run(command: list[str], **more: Any) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, **more)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=CALL_S, **more
+    )
     return done.stdout
 
 

@@ -153,7 +153,8 @@ def optimise(
                 )
                 if progress:
                     progress(history[-1])
-                if _settled(reached):
+                # Slabs that differ from step to step say too little of how far one is.
+                if level.coverage == 1 and _settled(reached):
                     break
     return history
 
@@ -254,7 +255,7 @@ class _Step:
     ) -> None:
         self.field, self.pair, self.settings, self.workers = field, pair, settings, workers
         self.step = level.node_mm / scale_mm
-        self.ratio = level.ratio
+        self.ratio, self.coverage = level.ratio, level.coverage
         self.bending_scale = BENDING_LENGTH_MM / scale_mm / self.step**2
         self._occupied = Occupancy.of(
             (pair.fixed, pair.moving), field.extent.cpu(), self.step, self.ratio
@@ -264,7 +265,9 @@ class _Step:
         self, optimiser: torch.optim.Optimizer, generator: torch.Generator, watched: _Watched
     ) -> tuple[float, float]:
         field, settings = self.field, self.settings
-        sampled = _Sampled(field, self.pair, self.step, self.ratio, self._occupied, generator)
+        sampled = _Sampled(
+            field, self.pair, self.step, self.ratio, self.coverage, self._occupied, generator
+        )
         points = [
             torch.cat([
                 sampled.random_points(settings.regularity_points // 2, self.step, generator),
@@ -343,12 +346,15 @@ class _Sampled:
         pair: Pair,
         step: float,
         ratio: int,
+        coverage: float,
         occupied: Occupancy,
         generator: torch.Generator,
     ) -> None:
         device = field.frequencies.device
         self.lattice = Lattice.draw(field.extent.cpu(), step, ratio, generator)
         near = occupied.at(self.lattice.samples)
+        if coverage < 1:
+            near = self.lattice.in_slabs(near, coverage, generator)
         points = self.lattice.sample_points()[near].to(device)
         near = near.to(device)
         targets = [volume.sample(points) for volume in (pair.fixed, pair.moving)]

@@ -21,6 +21,9 @@ from .volume import Volume
 _MARGIN = 2
 """Nodes beyond the box on each side: a cubic needs one, the shift another."""
 
+_SLAB_PERIOD = 24
+"""Nodes from one slab to the next."""
+
 _TAPS = 4
 """Nodes a cubic reads along each axis."""
 
@@ -85,6 +88,21 @@ class Lattice:
         cells = pool(cells, self.ratio, self.ratio)
         padded = F.pad(cells, (_TAPS - 1, _TAPS - 1) * len(self.nodes))
         return pool(padded, _TAPS, 1).flatten() > 0
+
+    def in_slabs(self, samples: Tensor, coverage: float, generator: torch.Generator) -> Tensor:
+        """Those of ``samples`` (flat indices) in slabs that hold this part of the volume.
+
+        The slabs lie across a random axis at a random place. Slabs rather than blocks: fewer nodes
+        serve their borders alone. Something so small that slabs miss most of it is kept whole.
+        """
+        axis = int(torch.randint(len(self.nodes), (), generator=generator))
+        cells = torch.arange(len(self.samples[axis])) // self.ratio
+        first = torch.randint(_SLAB_PERIOD, (), generator=generator)
+        inside = (cells + first) % _SLAB_PERIOD < coverage * _SLAB_PERIOD
+        shape = [1] * len(self.nodes)
+        shape[axis] = -1
+        chosen = samples[inside.view(shape).expand(self.sample_shape).flatten()[samples]]
+        return chosen if len(chosen) > 0.5 * coverage * len(samples) else samples
 
     def to_samples(self, device: torch.device) -> list[Tensor]:
         """One matrix an axis that interpolates (cubic) from nodes to samples."""

@@ -21,12 +21,15 @@ class Level:
         Distance of the image samples; ``node_mm`` divided by a whole number.
     smoothing_mm
         Standard deviation of the Gaussian that smooths the images.
+    coverage
+        Part of the volume that a step looks at: other slabs at each step.
     """
 
     share: float
     node_mm: float
     ratio: int
     smoothing_mm: float = 0.0
+    coverage: float = 1.0
 
     @property
     def sample_mm(self) -> float:
@@ -69,10 +72,11 @@ class OptimisationSettings:
 
     levels: tuple[Level, ...] = (
         Level(0.3, 8.0, 2, 1.5),
-        Level(0.4, 5.0, 2, 0.7),
-        Level(0.3, 3.5, 2),
+        Level(0.35, 5.0, 2, 0.7),
+        Level(0.2, 3.5, 2),
+        Level(0.15, 2.5, 2, coverage=1 / 3),
     )
-    steps: int = 160
+    steps: int = 170
     similarity: str = 'windowed-ncc'
     window: float = 1.4
     regularity_weight: float = 1.0

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_NOTHING = 1e-6
+"""Where no sample counts, nothing pulls."""
+
 _FLAT = 4e-4
 """Variance (of intensities scaled to about [0, 1]) below which a window counts as flat."""
 
 
 def global_ncc_loss(target: Tensor, warped: Tensor, weight: Tensor) -> Tensor:
     """Mean over channels of 1 - NCC over all samples; (N, C), (N, C) and (N,)."""
-    weight = (weight / weight.sum())[:, None]
+    weight = (weight / weight.sum().clamp_min(_NOTHING))[:, None]
     target = target - (target * weight).sum(dim=0)
     warped = warped - (warped * weight).sum(dim=0)
     covariance = (target * warped * weight).sum(dim=0)
@@ -24,7 +27,7 @@ def global_ncc_loss(target: Tensor, warped: Tensor, weight: Tensor) -> Tensor:
 
 def mean_difference_loss(target: Tensor, warped: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean absolute difference over channels, for MIND features."""
-    return ((target - warped).abs().mean(dim=1) * weight).sum() / weight.sum()
+    return ((target - warped).abs().mean(dim=1) * weight).sum() / weight.sum().clamp_min(_NOTHING)
 
 
 def windowed_ncc_loss(
