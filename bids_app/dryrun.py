@@ -78,7 +78,7 @@ def estimate(settings: Settings, pairs: Sequence[Pair]) -> tuple[list[Estimate],
     known = _known_seconds(settings)
     origin = f'the median of {count(len(known), "pair")} in the output folder'
     return [_needs(settings, pair, known) for pair in pairs], (
-        origin if known else 'a rough figure for brains'
+        origin if known else f'a rough figure for {settings.modality}s'
     )
 
 
