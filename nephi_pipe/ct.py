@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 AIR_HU = -1024.0
 """What padding becomes: the lowest value of a 12-bit CT."""
 
-NOTHING_BELOW_HU = -1200.0
-"""Air is -1000 and its noise seldom this low; padding is -1500, -2000, -2048, -3024 or -32768."""
+NOTHING_BELOW_HU = -1450.0
+"""Air is -1000 and its noise never this low; padding is -1500, -2000, -2048, -3024 or -32768."""
 
 OFFSET = 1024.0
 """Missing where a converter has not added the rescale intercept."""
@@ -34,7 +34,7 @@ def mend_ct(image: Image) -> tuple[Image, tuple[str, ...]]:
 
     Limits: an image whose values happen to be spread like those of a CT is taken for one. An
     offset of 1000 is mended as one of 1024, which no registration sees. Padding is recognised
-    where it is below -1200 HU, or is the one value at six or more corners of the picture.
+    where it is below -1450 HU, or is the one value at six or more corners of the picture.
 
     Parameters
     ----------
