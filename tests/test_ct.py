@@ -106,10 +106,9 @@ def test_a_missing_offset_is_added(chest, corners, pad):
 )
 def test_other_units_are_refused(chest, scaled):
     image = changed(chest.image, scaled(chest.image.data))
-    with pytest.raises(InputDataError, match='that are no Hounsfield units; expected a CT') as error:
+    with pytest.raises(InputDataError, match='no Hounsfield units; expected a CT with') as error:
         mend_ct(image)
     assert f'from {image.data.min():.4g} to {image.data.max():.4g}' in str(error.value)
-    assert str(error.value).count('. ') == 1
 
 
 @pytest.mark.parametrize('top', [255, 700, 1000, 1400, 1800, 2400, 3200, 4095])
