@@ -190,8 +190,7 @@ def _sidecars(
         },
         'landmarks': {
             **{
-                name: {'Description': f'{text}.', **_units(name)}
-                for name, text in COLUMNS.items()
+                name: {'Description': f'{text}.', **_units(name)} for name, text in COLUMNS.items()
             },
             'Sources': [
                 *(uri for uri in (moving.landmarks_uri, fixed.landmarks_uri) if uri),

@@ -123,9 +123,7 @@ def choose_slices(
     points = mask.grid.to_world(np.argwhere(mask.data))
     room = margin_mm + mask.grid.spacing.max() / 2
     lower, upper = points.min(axis=0) - room, points.max(axis=0) + room
-    positions = {
-        plane: np.quantile(points[:, PLANES[plane][2]], _QUANTILES) for plane in planes
-    }
+    positions = {plane: np.quantile(points[:, PLANES[plane][2]], _QUANTILES) for plane in planes}
     return _arrange(lower, upper, positions)
 
 

@@ -130,11 +130,12 @@ def test_example_in_the_place_of_ants(files, tmp_path, monkeypatch):
     assert mean > max(0.6, mean_before)
 
 
-CHECK = '''
+CHECK = """
 warped, scale = registration.warp(moving).data, moving.data.max()
 inside = fixed.data > 0
-print(abs(again.data - warped)[inside].mean() / scale, abs(warped - moving.data)[inside].max() / scale)
-'''
+print(abs(again.data - warped)[inside].mean() / scale)
+print(abs(warped - moving.data)[inside].max() / scale)
+"""
 
 
 def test_example_in_plain_python(files, tmp_path):

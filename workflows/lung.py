@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from nipype.pipeline.engine import Node, Workflow
 
-from ..interfaces.lung_stub import LungMask
+from ..interfaces import LungMask
 from .masked import init_masked_pair_wf
 from .pair import init_register_pair_wf
 

@@ -5,7 +5,7 @@ Those that stand in the place of ANTs' are in :mod:`nephi_pipe.interfaces.ants`.
 
 from .apply import ApplyTransform
 from .evaluate import EvaluateRegistration
-from .images import BrainMask, Conform
+from .images import BrainMask, Conform, LungMask
 from .register import AffineInit, NePhiInfer, NePhiOptimize, WriteTransforms
 from .report import PairReport
 from .train import NePhiTrain
@@ -16,6 +16,7 @@ __all__ = [
     'BrainMask',
     'Conform',
     'EvaluateRegistration',
+    'LungMask',
     'NePhiInfer',
     'NePhiOptimize',
     'NePhiTrain',
