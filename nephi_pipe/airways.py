@@ -108,9 +108,7 @@ def _is_round(box: tuple[slice, ...], area: float, spacing: np.ndarray) -> bool:
     )
 
 
-def _above(
-    label: int, box: tuple[slice, ...], labels: np.ndarray, areas: np.ndarray
-) -> list[int]:
+def _above(label: int, box: tuple[slice, ...], labels: np.ndarray, areas: np.ndarray) -> list[int]:
     """Sections of the next slice upwards that cover a good part of this one, or it of them."""
     z = box[2].start
     if z + 1 >= labels.shape[2]:
