@@ -168,7 +168,7 @@ def _sidecars(
         'Sources': [*sources, transform],
         'GeneratedBy': [{'Name': NAME, 'Version': __version__}],
     }
-    contents = {
+    contents: dict[str, dict[str, Any]] = {
         'forward_transform': _transform_facts(results.get('forward_sidecar'), moving, fixed),
         'inverse_transform': _transform_facts(results.get('inverse_sidecar'), fixed, moving),
         'warped_image': {

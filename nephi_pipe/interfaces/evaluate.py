@@ -154,10 +154,11 @@ class EvaluateRegistration(SimpleInterface):
             if not path:
                 return {}
             masks.append(load_mask(path, like=pair[side]))
+        fixed, moving = masks
         both = {'before': Transform([maps.affine]), 'after': maps.dense}
         return {
-            'masks': {'dice': mask_overlap(*masks, both)},
-            'volume': volume_change(maps.determinant(masks[0]), *masks),
+            'masks': {'dice': mask_overlap(fixed, moving, both)},
+            'volume': volume_change(maps.determinant(fixed), fixed, moving),
         }
 
     def _score_field(self, pair: dict[str, Any], labels: Any) -> tuple[dict, Any, _Maps]:
