@@ -59,7 +59,7 @@ def test_version(capsys) -> None:
     assert capsys.readouterr().out == f'nephi {__version__}\n'
 
 
-@pytest.mark.parametrize('command', ['register', 'apply', 'evaluate', 'train', 'info'])
+@pytest.mark.parametrize('command', ['register', 'apply', 'evaluate', 'landmarks', 'train', 'info'])
 def test_help_of_each_command(capsys, command) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, '--help'])
