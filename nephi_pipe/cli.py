@@ -63,8 +63,8 @@ top to bottom. The tables (columns x, y, z in RAS+ mm) are for --fixed-landmarks
   nephi landmarks exp.txt insp.txt --like exp.nii.gz insp.nii.gz \\
       -o acq-exp_landmarks.tsv acq-insp_landmarks.tsv
 
-The order and direction of an image's voxels are taken from its header. Without an image, --size and
---spacing (left, back, down) say what is needed; the first voxel then lies at 0, 0, 0 mm.
+The order and direction of an image's voxels are taken from its header. Without an image, --size
+and --spacing (left, back, down) say what is needed; the first voxel then lies at 0, 0, 0 mm.
 """
 
 HPC_DESCRIPTION = """\
