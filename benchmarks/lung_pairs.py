@@ -1,0 +1,105 @@
+"""The simulated breathing pairs of the lung benchmark, made once, in a process of its own.
+
+    python -m benchmarks.lung_pairs DATA FOLDER NUMBER
+
+DATA is the folder of ``popi`` and ``dirlab_copd``. The full chest CT of POPI breathes as cases 4
+and 5 of DIR-Lab do, in either direction, with means of 8 to 20 mm. FOLDER gets images, masks and
+landmarks of both states.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from nephi_pipe.images import Image, bounding_box, load_image, load_mask, save_image
+from nephi_pipe.landmarks import PointTable, write_points
+from nephi_pipe.motion import LandmarkMotion, read_motion
+from nephi_pipe.simulate_breathing import breathing_pair
+
+MEANS_MM = (8.0, 11.0, 14.0, 17.0, 20.0)
+CASES = (4, 5)
+LANDMARKS = 300
+_AIR_HU = -500
+_LARGEST_PART = 0.1
+"""Of the larger lung: what is smaller is airway or bowel."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one pair is made."""
+
+    case: int
+    start: str
+    end: str
+    magnitude_mm: float
+    seed: int
+
+    @classmethod
+    def of(cls, number: int) -> Recipe:
+        """Pairs 0 to 9: all means of a case, then of the other; every second breathes out."""
+        states = ('exp', 'insp')[:: 1 if number % 2 == 0 else -1]
+        case, mean = divmod(number, len(MEANS_MM))
+        return cls(CASES[case], *states, MEANS_MM[mean], number)
+
+
+def main() -> None:
+    """Read the arguments, make one pair."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('data', type=Path)
+    parser.add_argument('folder', type=Path)
+    parser.add_argument('number', type=int)
+    given = parser.parse_args()
+    image = load_image(given.data / 'popi' / 'popi_phase00_256.nii.gz')
+    recipe = Recipe.of(given.number)
+    write_pair(given.folder, image, motion_of(given.data / 'dirlab_copd', recipe), recipe)
+
+
+def motion_of(folder: Path, recipe: Recipe) -> LandmarkMotion:
+    """The motion of a case of DIR-Lab."""
+    case = f'case_{recipe.case:02d}'
+    lungs = load_mask(folder / f'{case}_{recipe.start}_mask.nii.gz')
+    return read_motion(folder / f'{case}_landmarks.tsv', lungs, recipe.start, recipe.end)
+
+
+def write_pair(folder: Path, image: Image, motion: LandmarkMotion, recipe: Recipe) -> None:
+    """Images, masks and landmarks; the fixed landmarks last, so that they tell a whole pair."""
+    pair = breathing_pair(
+        image,
+        lungs_of(image),
+        motion,
+        magnitude_mm=recipe.magnitude_mm,
+        landmarks=LANDMARKS,
+        seed=recipe.seed,
+    )
+    for side in ('moving', 'fixed'):
+        data = getattr(pair, side).data
+        labels = getattr(pair, f'{side}_labels').data
+        points = getattr(pair, f'{side}_landmarks')
+        save_image(folder / f'{side}_ct.nii.gz', np.rint(data).astype(np.int16), image.grid)
+        save_image(folder / f'{side}_lungs.nii.gz', labels, image.grid)
+        table = PointTable(['x', 'y', 'z'], [[''] * 3 for _ in points], points)
+        write_points(folder / f'{side}_landmarks.tsv', table)
+
+
+def lungs_of(image: Image) -> Image:
+    """Both lungs of a chest CT: the large pieces of air that do not reach its sides."""
+    labels, _ = ndimage.label(image.data < _AIR_HU)
+    sides = [labels[[0, -1]], labels[:, [0, -1]]]
+    sizes = np.bincount(labels.ravel())
+    sizes[np.unique(np.concatenate([side.ravel() for side in sides]))] = 0
+    sizes[0] = 0
+    lungs = np.isin(labels, np.flatnonzero(sizes > _LARGEST_PART * sizes.max()))
+    box = bounding_box(lungs)
+    closed = np.zeros_like(lungs)
+    ball = ndimage.iterate_structure(ndimage.generate_binary_structure(3, 1), 3)
+    closed[box] = ndimage.binary_closing(np.pad(lungs[box], 4), ball)[4:-4, 4:-4, 4:-4]
+    return Image(closed, image.grid)
+
+
+if __name__ == '__main__':
+    main()
