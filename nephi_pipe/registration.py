@@ -59,7 +59,8 @@ def register(
     fixed, moving
         Images (or their files) on any grids. ``moving`` will be resampled onto ``fixed``.
     fixed_mask, moving_mask
-        What is compared, each on the grid of its image; a rough foreground when None.
+        What is compared, each on the grid of its image. When None a rough foreground; of modality
+        'lung' the lungs, found in CTs that are mended where needed (:mod:`nephi_pipe.ct`).
     exclude_mask
         Lesion or resection on the grid of either image: takes no part in the similarity.
     modality
@@ -262,7 +263,7 @@ def _fresh(
         config = model.config.field
     generator = torch.Generator().manual_seed(seed)
     field = NePhiField(config, generator, extent).to(device)
-    masks = [Image(side.mask, side.grid) for side in prepared]
+    masks = [Image(side.outline, side.grid) for side in prepared]
     return Registration(field, frame, affine, fixed.grid, moving.grid, *masks)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from chest import chest_grid, make_chest
 from nipype.interfaces.base import isdefined
 from small_pair import write_pair
 
@@ -148,6 +149,49 @@ def test_a_head_without_mask_is_refused_unless_asked_for(tmp_path):
     outputs = run(interfaces.BrainMask(image=path, mask=str(brain)), tmp_path)
     assert outputs.source == 'given'
     np.testing.assert_array_equal(load_labels(outputs.mask).data > 0, scan.data == 100)
+
+
+def test_lungs_are_found_and_a_good_ct_is_passed_on(tmp_path):
+    chest = make_chest(chest_grid(5.0, 'LPS'))
+    path = str(save_image(tmp_path / 'ct.nii.gz', chest.image.data, chest.image.grid))
+    outputs = run(interfaces.LungMask(image=path), tmp_path)
+    assert outputs.source == 'found'
+    assert outputs.image == path
+    assert sorted(file.name for file in tmp_path.glob('*.nii.gz')) == ['ct.nii.gz', 'mask.nii.gz']
+    assert nib.load(outputs.mask).get_data_dtype() == np.uint8
+    found = load_labels(outputs.mask).data
+    for side in (1, 2):
+        both = (found == side) & (chest.lungs == side)
+        assert 2 * both.sum() / ((found == side).sum() + (chest.lungs == side).sum()) > 0.95
+
+
+def test_a_ct_is_mended_and_a_mask_of_one_lung_is_kept(tmp_path, caplog):
+    chest = make_chest(chest_grid(5.0))
+    data = chest.image.data.copy()
+    data[:6] = -3024
+    path = str(save_image(tmp_path / 'ct.nii.gz', data, chest.image.grid))
+    left = chest.lungs == 2
+    mask = str(save_image(tmp_path / 'left.nii.gz', left, chest.image.grid))
+    outputs = run(interfaces.LungMask(image=path, mask=mask), tmp_path)
+    assert outputs.source == 'given'
+    assert f'"{path}": padding of -3024' in caplog.text
+    np.testing.assert_array_equal(load_labels(outputs.mask).data > 0, left)
+    assert outputs.image == str(tmp_path / 'image.nii.gz')
+    mended = load_image(outputs.image)
+    assert (mended.data[:6] == -1024).all()
+    np.testing.assert_array_equal(mended.data[6:], np.maximum(data[6:], -1024))
+    np.testing.assert_array_equal(load_image(path).data, data)
+
+
+def test_a_mask_beside_the_lungs_and_an_image_that_is_no_ct_are_refused(files, tmp_path):
+    chest = make_chest(chest_grid(6.0))
+    path = str(save_image(tmp_path / 'ct.nii.gz', chest.image.data, chest.image.grid))
+    muscle = (chest.image.data > -100) & (chest.lungs == 0)
+    mask = str(save_image(tmp_path / 'muscle.nii.gz', muscle, chest.image.grid))
+    with pytest.raises(InputDataError, match='shows no lung'):
+        run(interfaces.LungMask(image=path, mask=mask), tmp_path)
+    with pytest.raises(InputDataError, match='no Hounsfield units'):
+        run(interfaces.LungMask(image=files['fixed_image']), tmp_path)
 
 
 @pytest.mark.parametrize('known', [True, False])

@@ -5,7 +5,7 @@ Those that stand in the place of ANTs' are in :mod:`nephi_pipe.interfaces.ants`.
 
 from .apply import ApplyTransform
 from .evaluate import EvaluateRegistration, PairReport
-from .images import BrainMask, Conform
+from .images import BrainMask, Conform, LungMask
 from .register import AffineInit, NePhiInfer, NePhiOptimize, WriteTransforms
 from .train import NePhiTrain
 
@@ -15,6 +15,7 @@ __all__ = [
     'BrainMask',
     'Conform',
     'EvaluateRegistration',
+    'LungMask',
     'NePhiInfer',
     'NePhiOptimize',
     'NePhiTrain',

@@ -25,18 +25,29 @@ class Preset:
         Raw values that become 0 and 1; None for the 1st and 99th percentile inside the mask.
     margin_mm
         How far the box of the field reaches beyond the masks.
+    lungs
+        Whether images are chest CTs: Hounsfield units are checked and mended, and the lungs are
+        the mask where none is given.
+    rim_mm
+        How far beyond the masks images are compared.
     """
 
     field: FieldConfig
     optimisation: OptimisationSettings
     intensity_range: tuple[float, float] | None = None
     margin_mm: float = 6.0
+    lungs: bool = False
+    rim_mm: float = 0.0
 
 
 BRAIN = Preset(COMPACT, OptimisationSettings())
 
 LUNG = Preset(
-    COMPACT, OptimisationSettings(similarity='local-ncc'), intensity_range=(-1000.0, 0.0)
+    COMPACT,
+    OptimisationSettings(similarity='local-ncc'),
+    intensity_range=(-1000.0, 0.0),
+    lungs=True,
+    rim_mm=4.0,
 )
 
 OTHER = Preset(COMPACT, OptimisationSettings(similarity='mind'))

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..ct import mend_ct
 from ..geometry import Frame, Grid, apply_affine
 from ..images import Image, bounding_box, foreground, normalise
 from ..learning.optimise import Pair
 from ..learning.settings import Level, OptimisationSettings
 from ..learning.volume import Volume, locally_normalised, mind_features, smooth
+from ..lung_mask import lung_mask
+from ..morphology import dilated
 from . import Preset
 
 _MASK_STRIDE = 7
@@ -23,13 +26,20 @@ _BORDER_VOXELS = 4
 class Prepared:
     """One image made ready: intensities about [0, 1] inside ``mask``, zero outside.
 
-    ``excluded`` marks voxels that take no part in the similarity, or is None.
+    ``excluded`` marks voxels that take no part in the similarity, or is None. ``organ`` is the
+    mask as it was before a rim was added to it, None where there is no rim.
     """
 
     data: np.ndarray
     grid: Grid
     mask: np.ndarray
     excluded: np.ndarray | None
+    organ: np.ndarray | None = None
+
+    @property
+    def outline(self) -> np.ndarray:
+        """The mask without its rim: what scores are taken in, bool."""
+        return self.mask if self.organ is None else self.organ
 
     @property
     def weight(self) -> np.ndarray:
@@ -42,9 +52,11 @@ class Prepared:
         lower = np.maximum([part.start - _BORDER_VOXELS for part in box], 0)
         upper = np.minimum([part.stop + _BORDER_VOXELS for part in box], self.grid.shape)
         part = tuple(slice(low, high) for low, high in zip(lower, upper, strict=True))
-        data, mask = (np.ascontiguousarray(array[part]) for array in (self.data, self.mask))
-        excluded = None if self.excluded is None else np.ascontiguousarray(self.excluded[part])
-        return Prepared(data, self.grid.cropped(lower, upper), mask, excluded)
+        data, mask, excluded, organ = (
+            None if array is None else np.ascontiguousarray(array[part])
+            for array in (self.data, self.mask, self.excluded, self.organ)
+        )
+        return Prepared(data, self.grid.cropped(lower, upper), mask, excluded, organ)
 
     def mask_points(self) -> np.ndarray:
         """World positions of some voxels of the mask, (N, 3) mm."""
@@ -56,12 +68,18 @@ class Prepared:
 def prepare(
     image: Image, mask: np.ndarray | None, excluded: np.ndarray | None, settings: Preset
 ) -> Prepared:
-    """Normalise intensities inside the mask (the foreground where none is given).
+    """Normalise intensities inside the mask (the foreground or the lungs where none is given).
 
     Excluded voxels get the median of the others: nothing of what they hold is left, neither for
     the affine nor where images are smoothed across their border.
     """
-    mask = foreground(image) if mask is None else mask
+    if settings.lungs:
+        image, _ = mend_ct(image)
+    if mask is None:
+        mask = lung_mask(image).data > 0 if settings.lungs else foreground(image)
+    organ = mask if settings.rim_mm else None
+    if settings.rim_mm:
+        mask = dilated(mask, settings.rim_mm, image.grid.spacing)
     kept = mask if excluded is None else mask & ~excluded
     if settings.intensity_range is None:
         data = normalise(image.data, kept)
@@ -71,7 +89,7 @@ def prepare(
     data = np.where(mask, data, 0).astype(np.float32)
     if excluded is not None:
         data[mask & excluded] = np.median(data[kept])
-    return Prepared(data, image.grid, mask, excluded)
+    return Prepared(data, image.grid, mask, excluded, organ)
 
 
 def frame_of(
