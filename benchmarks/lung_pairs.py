@@ -14,19 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
-from nephi_pipe.images import Image, bounding_box, load_image, load_mask, save_image
+from nephi_pipe.images import Image, load_image, load_mask, save_image
 from nephi_pipe.landmarks import PointTable, write_points
+from nephi_pipe.lung_mask import lung_mask
 from nephi_pipe.motion import LandmarkMotion, read_motion
 from nephi_pipe.simulate_breathing import breathing_pair
 
 MEANS_MM = (8.0, 11.0, 14.0, 17.0, 20.0)
 CASES = (4, 5)
 LANDMARKS = 300
-_AIR_HU = -500
-_LARGEST_PART = 0.1
-"""Of the larger lung: what is smaller is airway or bowel."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def write_pair(folder: Path, image: Image, motion: LandmarkMotion, recipe: Recip
     """Images, masks and landmarks; the fixed landmarks last, so that they tell a whole pair."""
     pair = breathing_pair(
         image,
-        lungs_of(image),
+        lung_mask(image),
         motion,
         magnitude_mm=recipe.magnitude_mm,
         landmarks=LANDMARKS,
@@ -84,21 +81,6 @@ def write_pair(folder: Path, image: Image, motion: LandmarkMotion, recipe: Recip
         save_image(folder / f'{side}_lungs.nii.gz', labels, image.grid)
         table = PointTable(['x', 'y', 'z'], [[''] * 3 for _ in points], points)
         write_points(folder / f'{side}_landmarks.tsv', table)
-
-
-def lungs_of(image: Image) -> Image:
-    """Both lungs of a chest CT: the large pieces of air that do not reach its sides."""
-    labels, _ = ndimage.label(image.data < _AIR_HU)
-    sides = [labels[[0, -1]], labels[:, [0, -1]]]
-    sizes = np.bincount(labels.ravel())
-    sizes[np.unique(np.concatenate([side.ravel() for side in sides]))] = 0
-    sizes[0] = 0
-    lungs = np.isin(labels, np.flatnonzero(sizes > _LARGEST_PART * sizes.max()))
-    box = bounding_box(lungs)
-    closed = np.zeros_like(lungs)
-    ball = ndimage.iterate_structure(ndimage.generate_binary_structure(3, 1), 3)
-    closed[box] = ndimage.binary_closing(np.pad(lungs[box], 4), ball)[4:-4, 4:-4, 4:-4]
-    return Image(closed, image.grid)
 
 
 if __name__ == '__main__':

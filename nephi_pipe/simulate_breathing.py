@@ -55,7 +55,7 @@ def breathing_pair(
     image
         A chest CT in HU.
     lungs
-        Mask of its lungs (or of its one lung, then give the motion of one) on the same grid.
+        Mask of its lungs on the same grid, above 0 inside (of one lung: give the motion of one).
     motion
         Landmarks in two states of any person; carried to the box of these lungs.
     magnitude_mm
