@@ -53,8 +53,8 @@ class Depth:
         lattice = lungs.grid.resampled(_DEPTH_MM)
         edge = int(np.ceil((_REACH_MM + _SMEARED_MM) / _DEPTH_MM)) + 2
         lattice = lattice.cropped((-edge,) * 3, np.array(lattice.shape) + edge)
-        mask = resample_array((lungs.data > 0).astype(np.float32), lungs.grid.to_index(lattice.points()))
-        inside = mask > 0.5
+        mask = (lungs.data > 0).astype(np.float32)
+        inside = resample_array(mask, lungs.grid.to_index(lattice.points())) > 0.5
         distance = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
         smooth = ndimage.gaussian_filter(distance * _DEPTH_MM, _BLUR_MM / _DEPTH_MM)
         return cls(smooth.astype(np.float32), lattice)
