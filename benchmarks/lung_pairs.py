@@ -24,6 +24,8 @@ from nephi_pipe.simulate_breathing import breathing_pair
 MEANS_MM = (8.0, 11.0, 14.0, 17.0, 20.0)
 CASES = (4, 5)
 LANDMARKS = 300
+BELOW_MM = 50.0
+"""Added below the scan, which ends 2 cm under the lungs: they move down by up to 4 cm."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ def motion_of(folder: Path, recipe: Recipe) -> LandmarkMotion:
 
 def write_pair(folder: Path, image: Image, motion: LandmarkMotion, recipe: Recipe) -> None:
     """Images, masks and landmarks; the fixed landmarks last, so that they tell a whole pair."""
+    image, lungs = (continued_below(one, BELOW_MM) for one in (image, lung_mask(image)))
     pair = breathing_pair(
         image,
-        lung_mask(image),
+        lungs,
         motion,
         magnitude_mm=recipe.magnitude_mm,
         landmarks=LANDMARKS,
@@ -81,6 +84,13 @@ def write_pair(folder: Path, image: Image, motion: LandmarkMotion, recipe: Recip
         save_image(folder / f'{side}_lungs.nii.gz', labels, image.grid)
         table = PointTable(['x', 'y', 'z'], [[''] * 3 for _ in points], points)
         write_points(folder / f'{side}_landmarks.tsv', table)
+
+
+def continued_below(image: Image, length_mm: float) -> Image:
+    """The image with its lowest slice repeated below; the third axis goes to the head."""
+    slices = round(length_mm / image.grid.spacing[2])
+    data = np.pad(image.data, [(0, 0), (0, 0), (slices, 0)], mode='edge')
+    return Image(data, image.grid.cropped((0, 0, -slices), image.grid.shape))
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import lung  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.lung_pairs import Recipe, write_pair  # noqa: E402
+from benchmarks.lung_pairs import Recipe, continued_below, write_pair  # noqa: E402
 from benchmarks.lung_scoring import score  # noqa: E402
 from benchmarks.lung_tables import markdown, paired_interval  # noqa: E402
 from nephi_pipe.geometry import LPS_FROM_RAS, Grid  # noqa: E402
@@ -202,6 +202,14 @@ def chest() -> Image:
     data[(np.linalg.norm(points[..., :2] - [0, 30], axis=-1) < 6) & (points[..., 2] > 20)] = -1000
     data[np.linalg.norm(points[..., :2] / [115, 88], axis=-1) > 1] = -1000
     return Image(data.astype(np.float32), grid)
+
+
+def test_a_scan_is_continued_below_where_it_is(chest):
+    longer = continued_below(chest, 20.0)
+    assert longer.grid.shape == (56, 44, 48)
+    np.testing.assert_array_equal(longer.data[..., 4:], chest.data)
+    np.testing.assert_array_equal(longer.data[..., :4], np.repeat(chest.data[..., :1], 4, axis=-1))
+    np.testing.assert_allclose(longer.grid.to_world([3, 5, 4]), chest.grid.to_world([3, 5, 0]))
 
 
 @pytest.fixture(scope='module')
