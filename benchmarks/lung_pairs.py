@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from nephi_pipe.images import Image, load_image, load_mask, save_image
 from nephi_pipe.landmarks import PointTable, write_points
@@ -25,7 +26,9 @@ MEANS_MM = (8.0, 11.0, 14.0, 17.0, 20.0)
 CASES = (4, 5)
 LANDMARKS = 300
 BELOW_MM = 50.0
-"""Added below the scan, which ends 2 cm under the lungs: they move down by up to 4 cm."""
+"""Added below the scan, which ends where the lungs do: they move down by up to 4 cm."""
+
+TISSUE_HU = 40.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def motion_of(folder: Path, recipe: Recipe) -> LandmarkMotion:
 
 def write_pair(folder: Path, image: Image, motion: LandmarkMotion, recipe: Recipe) -> None:
     """Images, masks and landmarks; the fixed landmarks last, so that they tell a whole pair."""
-    image, lungs = (continued_below(one, BELOW_MM) for one in (image, lung_mask(image)))
+    image, lungs = continued_below(image, lung_mask(image), BELOW_MM)
     pair = breathing_pair(
         image,
         lungs,
@@ -86,11 +89,18 @@ def write_pair(folder: Path, image: Image, motion: LandmarkMotion, recipe: Recip
         write_points(folder / f'{side}_landmarks.tsv', table)
 
 
-def continued_below(image: Image, length_mm: float) -> Image:
-    """The image with its lowest slice repeated below; the third axis goes to the head."""
+def continued_below(image: Image, lungs: Image, length_mm: float) -> tuple[Image, Image]:
+    """The scan with its lowest slice repeated below; the third axis goes to the head.
+
+    What the slice cuts of the lungs ends there: below it is soft tissue.
+    """
     slices = round(length_mm / image.grid.spacing[2])
-    data = np.pad(image.data, [(0, 0), (0, 0), (slices, 0)], mode='edge')
-    return Image(data, image.grid.cropped((0, 0, -slices), image.grid.shape))
+    grid = image.grid.cropped((0, 0, -slices), image.grid.shape)
+    below = [(0, 0), (0, 0), (slices, 0)]
+    data = np.pad(image.data, below, mode='edge')
+    tips = ndimage.binary_dilation(lungs.data[..., 0] > 0, iterations=2)
+    data[..., :slices][tips] = TISSUE_HU
+    return Image(data, grid), Image(np.pad(lungs.data, below), grid)
 
 
 if __name__ == '__main__':

@@ -25,8 +25,8 @@ ELASTIX = {
     'affine': {'AutomaticTransformInitialization': 'true', 'MaximumNumberOfIterations': '500'},
     'bspline': {'MaximumNumberOfIterations': '500'},
 }
-"""Changes of elastix' default parameter maps: worlds may be far apart, and 256 iterations end early
-(on the real pair 1.52 mm; 1.33 mm are known of elastix)."""
+"""Changes of elastix' default parameter maps: worlds may be far apart, and with 256 iterations the
+real pair ends at 1.52 mm where 1.33 mm are known of elastix."""
 
 CONVEX_ADAM = {'mind_r': 1, 'mind_d': 2, 'grid_sp': 6, 'disp_hw': 4, 'grid_sp_adam': 2}
 _MULTIPLE = 12

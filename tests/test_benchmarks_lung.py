@@ -205,11 +205,18 @@ def chest() -> Image:
 
 
 def test_a_scan_is_continued_below_where_it_is(chest):
-    longer = continued_below(chest, 20.0)
-    assert longer.grid.shape == (56, 44, 48)
-    np.testing.assert_array_equal(longer.data[..., 4:], chest.data)
-    np.testing.assert_array_equal(longer.data[..., :4], np.repeat(chest.data[..., :1], 4, axis=-1))
-    np.testing.assert_allclose(longer.grid.to_world([3, 5, 4]), chest.grid.to_world([3, 5, 0]))
+    cut = Image(chest.data[..., 20:], chest.grid.cropped((0, 0, 20), chest.grid.shape))
+    lungs = lung_mask(chest).data[..., 20:]
+    longer, mask = continued_below(cut, cut.with_data(lungs), 20.0)
+    assert longer.grid.shape == mask.grid.shape == (56, 44, 28)
+    np.testing.assert_array_equal(longer.data[..., 4:], cut.data)
+    np.testing.assert_array_equal(mask.data[..., 4:], lungs)
+    assert lungs[..., 0].any() and not mask.data[..., :4].any()
+    # The lungs end where the scan did, body and air around go on.
+    assert (longer.data[..., :4][lungs[..., 0] > 0] == 40).all()
+    around = longer.data[0, 0, :4]
+    np.testing.assert_array_equal(around, cut.data[0, 0, 0])
+    np.testing.assert_allclose(longer.grid.to_world([3, 5, 4]), cut.grid.to_world([3, 5, 0]))
 
 
 @pytest.fixture(scope='module')
