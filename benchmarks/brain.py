@@ -8,16 +8,14 @@ with the same number of threads; then the same code scores the transform that it
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from .measure import limited_to, measured
+from .side_by_side import common_options, kept, run_and_score
 from .tables import markdown, replace_section
 
 METHODS = ('nephi', 'greedy', 'syn')
@@ -55,11 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for label, person in moving.items():
         for method in given.methods:
             path = given.out / f'sub-{given.fixed}_from-sub-{label}_{method}.json'
-            if not path.exists():
-                print(f'{method}: sub-{label} to sub-{given.fixed} ...', flush=True)
-                pair = {'fixed': given.fixed, 'moving': label}
-                _write(path, pair | run(method, fixed, person, given))
-            records.append(json.loads(path.read_text()))
+            title = f'{method}: sub-{label} to sub-{given.fixed}'
+            pair = {'fixed': given.fixed, 'moving': label}
+            make = partial(run, method, fixed, person, given)
+            records.append(kept(path, title, pair, make))
     text = markdown(records)
     (given.out / 'tables.md').write_text(text)
     if given.results:
@@ -70,30 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(method: str, fixed: Person, moving: Person, given: argparse.Namespace) -> dict:
     """Register one pair by one method, measured, and score what it saved."""
-    interpreter = given.ants_python if method == 'syn' else sys.executable
-    # What is not installed is found beside this folder, for the children as for us.
-    package = {
-        'PYTHONPATH': os.pathsep.join([str(_HERE.parent), os.environ.get('PYTHONPATH', '')])
-    }
-    environment = limited_to(given.threads) | ({} if method == 'syn' else package)
-    with tempfile.TemporaryDirectory(dir=given.out, prefix=f'{method}-') as scratch:
-        folder = Path(scratch)
-        log = given.out / f'{method}.log'
-        load = os.getloadavg()[0]
-        command = [interpreter, _HERE / 'peers.py', method, fixed.image, moving.image, folder]
-        usage = measured([*command, '--threads', str(given.threads)], log, environment)
-        files = [fixed.image, moving.image, fixed.labels, moving.labels, folder]
-        scorer = [sys.executable, '-m', 'benchmarks.scoring', method, *files]
-        measured(scorer, given.out / 'scoring.log', limited_to(given.threads) | package)
-        return {
-            'method': method,
-            **asdict(usage),
-            'phases': json.loads((folder / 'phases.json').read_text()),
-            'scores': json.loads((folder / 'scores.json').read_text()),
-            'threads': given.threads,
-            'processor': _processor(),
-            'load_before': load,
-        }
+    images = [method, fixed.image, moving.image]
+    return run_and_score(
+        method,
+        [_HERE / 'peers.py', *images],
+        ['-m', 'benchmarks.scoring', *images, fixed.labels, moving.labels],
+        given,
+        *([given.ants_python, {}] if method == 'syn' else []),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,32 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         '--moving', nargs='+', default=['41', '42', '43', '44', '46', '47', '48'], metavar='LABEL'
     )
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
-    parser.add_argument('--threads', type=int, default=2, metavar='N', help='of each method')
-    parser.add_argument('--out', type=Path, required=True, help='folder for results and tables')
-    parser.add_argument(
-        '--results', type=Path, metavar='FILE.md',
-        help='also put the tables between the marks of this file (benchmarks/RESULTS.md)',
-    )  # fmt: skip
+    common_options(parser)
     parser.add_argument(
         '--ants-python', default=os.environ.get('NEPHI_ANTS_PYTHON'), metavar='PYTHON',
         help='a Python that has antspyx (default: NEPHI_ANTS_PYTHON)',
     )  # fmt: skip
     return parser
-
-
-def _processor() -> str:
-    """The processor's name and how many there are."""
-    name = platform.processor() or platform.machine()
-    information = Path('/proc/cpuinfo')
-    if information.exists():
-        lines = information.read_text().splitlines()
-        names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-        name = names[0] if names else name
-    return f'{os.cpu_count()} x {name}'
-
-
-def _write(path: Path, record: dict) -> None:
-    """Under another name first: a file that is there is whole."""
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(record, indent=2) + '\n')
-    partial.replace(path)

@@ -23,13 +23,16 @@ from nephi_pipe.transforms import Transform, read_affine, read_transform
 def saved_transform(method: str, folder: Path) -> tuple[Transform, np.ndarray]:
     """The map of fixed points to moving points from a method's files, and its affine part.
 
-    Greedy and ANTs write the displacement as an ITK field (LPS+ mm) on the fixed grid, to be
-    followed by the affine. ANTs' affine is an ITK file, Greedy's a plain matrix in RAS+ mm.
+    Greedy, ANTs and what runs ConvexAdam write the displacement as an ITK field (LPS+ mm) on the
+    fixed grid, to be followed by the affine. ANTs' affine is an ITK file, Greedy's a plain matrix
+    in RAS+ mm. The field of elastix holds its affine too.
     """
-    if method == 'nephi':
+    if method.startswith('nephi'):
         transform = read_transform(folder / 'transform.h5')
         return transform, transform.steps[-1]
-    if method == 'greedy':
+    if method == 'elastix':
+        return read_transform(folder / 'warp.nii.gz'), np.eye(4)
+    if method in ('greedy', 'convexadam'):
         warp, affine = 'warp.nii.gz', np.loadtxt(folder / 'affine.mat')
     else:
         warp, affine = 'syn_1Warp.nii.gz', read_affine(folder / 'syn_0GenericAffine.mat')

@@ -6,12 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 
-NAMES = {'nephi': 'NePhi', 'greedy': 'Greedy', 'syn': 'ANTs SyN'}
+NAMES = {
+    'nephi': 'NePhi',
+    'nephi-none': 'NePhi without weights',
+    'greedy': 'Greedy',
+    'syn': 'ANTs SyN',
+    'elastix': 'elastix',
+    'convexadam': 'ConvexAdam',
+}
 
 Column = tuple[str, Callable[[dict], float | None], str]
 
 
-def _finite(name: str) -> Callable[[dict], float]:
+def finite(name: str) -> Callable[[dict], float]:
+    """Folds by finite differences under one of their names."""
     return lambda record: record['scores']['folds']['finite_difference'][name]
 
 
@@ -23,9 +31,9 @@ COLUMNS: tuple[Column, ...] = (
     ('of it affine', lambda record: record['phases'].get('affine_s'), '.1f'),
     ('CPU seconds', lambda record: record['cpu_s'], '.1f'),
     ('peak MiB', lambda record: record['peak_mib'], '.0f'),
-    ('folds, central %', _finite('central_percent'), '.4f'),
-    ('folds, digital %', _finite('digital_percent'), '.4f'),
-    ('NDV %', _finite('ndv_percent'), '.4f'),
+    ('folds, central %', finite('central_percent'), '.4f'),
+    ('folds, digital %', finite('digital_percent'), '.4f'),
+    ('NDV %', finite('ndv_percent'), '.4f'),
     ('SDlogJ', lambda record: record['scores']['jacobian']['total']['sd_log'], '.3f'),
 )
 
@@ -46,13 +54,13 @@ NETWORK_COLUMNS: tuple[Column, ...] = (
 
 def markdown(records: list[dict]) -> str:
     """The section of RESULTS.md: circumstances, every pair, means and medians, comparison."""
-    records = _with_ratios(records)
+    records = with_ratios(records)
     methods = list(dict.fromkeys(record['method'] for record in records))
-    parts = [_circumstances(records), _table(records, methods, COLUMNS, 'mean', 'median')]
+    parts = [circumstances(records), table(records, methods, COLUMNS, 'mean', 'median')]
     own = [record for record in records if 'exact' in record['scores']['folds']]
     if own:
         parts.append('What only the network itself tells:')
-        parts.append(_table(own, ['nephi'], NETWORK_COLUMNS))
+        parts.append(table(own, ['nephi'], NETWORK_COLUMNS))
     parts += [_comparison(records, method) for method in methods if method != 'greedy']
     return '\n\n'.join(part for part in parts if part) + '\n'
 
@@ -71,7 +79,8 @@ def replace_section(path: Path, name: str, text: str) -> None:
     path.write_text(f'{before}{begin}\n\n{text.strip()}\n\n{end}{after}')
 
 
-def _with_ratios(records: list[dict]) -> list[dict]:
+def with_ratios(records: list[dict]) -> list[dict]:
+    """Records with their time relative to Greedy's on the same pair."""
     greedy = {_pair(r): r['wall_s'] for r in records if r['method'] == 'greedy'}
     return [
         r | ({'time_ratio': r['wall_s'] / greedy[_pair(r)]} if _pair(r) in greedy else {})
@@ -83,7 +92,8 @@ def _pair(record: dict) -> tuple[str, str]:
     return record['fixed'], record['moving']
 
 
-def _circumstances(records: list[dict]) -> str:
+def circumstances(records: list[dict]) -> str:
+    """Machine, versions and load of the records."""
     versions = {}
     for record in records:
         versions |= record['phases']['versions']
@@ -96,7 +106,8 @@ def _circumstances(records: list[dict]) -> str:
     )
 
 
-def _table(records: list[dict], methods: list[str], columns: tuple, *summaries: str) -> str:
+def table(records: list[dict], methods: list[str], columns: tuple, *summaries: str) -> str:
+    """Markdown: a row for each record, then for each method its mean and median."""
     rows = [
         [
             f'{record["moving"]} to {record["fixed"]}',

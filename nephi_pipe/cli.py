@@ -53,6 +53,19 @@ goes on after its last epoch when the same command is given again; with more --e
 one goes on too.
 """
 
+LANDMARKS_DESCRIPTION = """\
+Convert landmarks of DIR-Lab (text files of voxel indices) to tables in mm.
+
+Each line of such a file is "x y z": indices from 1, x to the patient's left, y to the back, z from
+top to bottom. The tables (columns x, y, z in RAS+ mm) are for --fixed-landmarks and
+--moving-landmarks. Both files of a pair are given at once, so that a missing line is found:
+
+  nephi landmarks exp.txt insp.txt --like exp.nii.gz insp.nii.gz \\
+      -o acq-exp_landmarks.tsv acq-insp_landmarks.tsv
+
+The order and direction of an image's voxels are taken from its header. Without an image, --size
+and --spacing (left, back, down) say what is needed; the first voxel then lies at 0, 0, 0 mm.
+"""
 
 HPC_DESCRIPTION = """\
 Write a script that registers a data set as a SLURM job array, a task for each person, and then
@@ -83,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_register(commands)
     _add_apply(commands)
     _add_evaluate(commands)
+    _add_landmarks(commands)
     _add_train(commands)
     _add_info(commands)
     _add_hpc_script(commands)
@@ -243,6 +257,29 @@ def _add_evaluate(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         '-o', '--output', type=Path, metavar='FILE.json', help='(default: standard output)'
+    )
+
+
+def _add_landmarks(commands: Any) -> None:
+    parser = _add_command(
+        commands, 'landmarks', 'convert DIR-Lab landmarks to tables', LANDMARKS_DESCRIPTION
+    )
+    parser.add_argument(
+        'indices', type=Path, nargs='+', metavar='FILE.txt', help='one, or both of a pair'
+    )
+    parser.add_argument(
+        '-o', '--output', type=Path, nargs='+', required=True, metavar='FILE.tsv',
+        help='a table for each file',
+    )  # fmt: skip
+    parser.add_argument(
+        '--like', type=Path, nargs='+', metavar='IMAGE',
+        help='the image of each file, or one for both',
+    )  # fmt: skip
+    parser.add_argument(
+        '--size', type=_positive, nargs=3, metavar='N', help='voxels to the left, back and down'
+    )
+    parser.add_argument(
+        '--spacing', type=float, nargs=3, metavar='MM', help='their size in the same order'
     )
 
 

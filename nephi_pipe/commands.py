@@ -97,6 +97,46 @@ def evaluate(arguments: argparse.Namespace) -> None:
         print(json.dumps(scores, indent=2))
 
 
+def landmarks(arguments: argparse.Namespace) -> None:
+    """``nephi landmarks``: convert index files of DIR-Lab to tables of points."""
+    from .dirlab import dirlab_grid, read_dirlab_pair, read_dirlab_points
+    from .landmarks import write_points
+
+    count = len(arguments.indices)
+    _check_landmarks(arguments, count)
+    if arguments.like:
+        from .apply import read_grid
+
+        grids = [read_grid(path) for path in arguments.like]
+        grids *= count // len(grids)
+    else:
+        grids = [dirlab_grid(arguments.size, arguments.spacing)] * count
+    tables = (
+        read_dirlab_pair(arguments.indices, grids)
+        if count == 2
+        else [read_dirlab_points(arguments.indices[0], grids[0])]
+    )
+    for path, table in zip(arguments.output, tables, strict=True):
+        write_points(path, table)
+
+
+def _check_landmarks(arguments: argparse.Namespace, count: int) -> None:
+    """What argparse cannot check of ``nephi landmarks``."""
+    if count > 2:
+        raise UsageError(f'{count} files of landmarks are given; give one, or the two of a pair')
+    if len(arguments.output) != count:
+        raise UsageError(
+            f'{count} files of landmarks need as many tables after --output, not '
+            f'{len(arguments.output)}'
+        )
+    if arguments.like and (arguments.size or arguments.spacing):
+        raise UsageError('--like goes without --size and --spacing: the image has both')
+    if not arguments.like and not (arguments.size and arguments.spacing):
+        raise UsageError('where the voxels lie is not known; give --like, or --size and --spacing')
+    if arguments.like and len(arguments.like) not in (1, count):
+        raise UsageError(f'--like takes one image, or one for each of {count} files')
+
+
 def hpc_script(arguments: argparse.Namespace) -> None:
     """``nephi hpc-script``: write a SLURM job array for a BIDS data set."""
     from .bids_app.hpc_script import Request, write_script

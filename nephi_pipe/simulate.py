@@ -10,8 +10,10 @@ the steps by fixed-point iteration.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from scipy import ndimage
@@ -137,6 +139,16 @@ class InverseDiffeomorphism:
         return 1 / self.inverse.jacobian_determinant(self.map_points(points))
 
 
+class KnownMap(Protocol):
+    """What a truth can do: map points (..., 3) in mm, and undo it."""
+
+    def map_points(self, points: np.ndarray) -> np.ndarray: ...
+
+    def inverse_points(self, points: np.ndarray) -> np.ndarray: ...
+
+    def jacobian_determinant(self, points: np.ndarray) -> np.ndarray: ...
+
+
 def random_diffeomorphism(
     grid: Grid, *, magnitude_mm: float = 12.0, smoothness_mm: float = 30.0, seed: int = 0
 ) -> Diffeomorphism:
@@ -179,8 +191,11 @@ def random_diffeomorphism(
     sigma = np.sqrt((_NODES_PER_WIDTH / np.sqrt(8 * np.log(2))) ** 2 - 1 / 3)
     smooth = ndimage.gaussian_filter(noise, sigma, mode='constant', axes=(0, 1, 2))
     phi = Diffeomorphism(lattice, smooth @ lattice.direction.T)
-    return _scaled(
-        phi, random_points(grid, np.ones(grid.shape, bool), _PROBES, seed), magnitude_mm
+    points = random_points(grid, np.ones(grid.shape, bool), _PROBES, seed)
+    return scaled(
+        phi,
+        magnitude_mm,
+        lambda phi: float(np.linalg.norm(phi.map_points(points) - points, axis=-1).max()),
     )
 
 
@@ -190,13 +205,15 @@ def _lattice(grid: Grid, smoothness_mm: float) -> Grid:
     return nodes.cropped((-reach,) * 3, np.array(nodes.shape) + reach)
 
 
-def _scaled(phi: Diffeomorphism, points: np.ndarray, magnitude_mm: float) -> Diffeomorphism:
-    """The velocity multiplied so that the largest displacement of ``points`` is as wanted."""
-    largest = np.linalg.norm(phi.velocity, axis=-1).max()
+def scaled(
+    phi: Diffeomorphism, magnitude_mm: float, measure: Callable[[Diffeomorphism], float]
+) -> Diffeomorphism:
+    """The velocity multiplied so that what ``measure`` says of the map is as wanted, to 1 %."""
+    found = np.linalg.norm(phi.velocity, axis=-1).max()
     for _ in range(20):
-        phi = replace(phi, velocity=phi.velocity * (magnitude_mm / largest))
-        largest = np.linalg.norm(phi.map_points(points) - points, axis=-1).max()
-        if abs(largest / magnitude_mm - 1) < 0.01:
+        phi = replace(phi, velocity=phi.velocity * (magnitude_mm / found))
+        found = measure(phi)
+        if abs(found / magnitude_mm - 1) < 0.01:
             break
     return phi
 
@@ -233,7 +250,7 @@ class SimulatedPair:
     moving_labels: Image | None
     fixed_landmarks: np.ndarray
     moving_landmarks: np.ndarray
-    truth: InverseDiffeomorphism
+    truth: KnownMap
 
 
 def simulated_pair(
@@ -290,7 +307,7 @@ def simulated_pair(
     scaled *= np.exp(_bias_field(grid.shape, bias, rng))
     scaled += noise * rng.normal(size=grid.shape) * (warped_inside.data > 0)
     moving = np.clip(low + (high - low) * scaled, low, None).astype(np.float32)
-    points = _staying_points(truth, grid, inside, landmarks, seed)
+    points = staying_points(truth, grid, inside, landmarks, seed)
     return SimulatedPair(
         image, Image(moving, grid), labels, warped_labels, points, truth.map_points(points), truth
     )
@@ -304,8 +321,8 @@ def _bias_field(shape: tuple[int, ...], largest: float, rng: np.random.Generator
     return logarithm * (largest / np.abs(logarithm).max())
 
 
-def _staying_points(
-    truth: InverseDiffeomorphism, grid: Grid, mask: np.ndarray, count: int, seed: int
+def staying_points(
+    truth: KnownMap, grid: Grid, mask: np.ndarray, count: int, seed: int
 ) -> np.ndarray:
     """Random points of the mask that stay within the grid, at most ``count``."""
     points = random_points(grid, mask, 2 * count, seed)

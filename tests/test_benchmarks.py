@@ -73,7 +73,7 @@ def test_threads_reach_the_child(tmp_path):
 def test_the_measuring_process_stays_small():
     """A child begins with the peak memory of its parent: no numpy or torch there."""
     code = (
-        'import sys, benchmarks.brain\n'
+        'import sys, benchmarks.brain, benchmarks.lung\n'
         'print([name for name in ("numpy", "torch", "nephi_pipe") if name in sys.modules])'
     )
     run = subprocess.run(python(code), capture_output=True, text=True, cwd=ROOT, check=True)

@@ -59,7 +59,10 @@ def test_version(capsys) -> None:
     assert capsys.readouterr().out == f'nephi {__version__}\n'
 
 
-@pytest.mark.parametrize('command', ['register', 'apply', 'evaluate', 'train', 'info'])
+COMMANDS = ['register', 'apply', 'evaluate', 'landmarks', 'train', 'info']
+
+
+@pytest.mark.parametrize('command', COMMANDS)
 def test_help_of_each_command(capsys, command) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, '--help'])
