@@ -19,7 +19,7 @@ _WARP_NODES = (5, 9)
 """Fewest and most nodes of a warp along an axis of the frame."""
 
 _CONTRACTION = 0.5
-_PROBES = 4000
+_PROBES = 1000
 
 
 def shared_turn(
@@ -89,7 +89,7 @@ class Warp:
         fewest, most = _WARP_NODES
         nodes = int(torch.randint(fewest, most + 1, (1,), generator=generator))
         wanted = largest * (0.25 + 0.75 * float(torch.rand(1, generator=generator)))
-        velocity = torch.randn(nodes, nodes, nodes, 3, generator=generator)
+        velocity = wanted * torch.randn(nodes, nodes, nodes, 3, generator=generator)
         probes = (torch.rand(_PROBES, 3, generator=generator) * 2 - 1) * torch.tensor(extent)
         for _ in range(2):  # the second time takes in that a path bends
             warp = cls._of(velocity)
