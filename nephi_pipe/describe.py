@@ -17,7 +17,7 @@ from .transforms import DisplacementField, read_transform
 _FORMATS = {
     'nephi-field-1': 'the field of one registration',
     'nephi-weights-1': 'trained weights',
-    'nephi-training-1': 'a training that can go on',
+    'nephi-training-2': 'a training that can go on',
 }
 _LONGEST = 200
 _DEEPEST = 12
@@ -90,7 +90,7 @@ def _tensors(path: Path) -> Iterator[str]:
     for key, value in header.items():
         if key == 'affine':
             yield f'affine: {_affine(value)}'
-        elif key != 'history':
+        elif key not in ('history', 'rows'):
             yield f'{_cut(key)}: {_short(value)}'
 
 

@@ -60,9 +60,7 @@ def learned(pair, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
-        weights = train(
-            paths, folder, epochs=7, steps_per_epoch=15, augmentation='none', average=0.5, **TINY
-        )
+        weights = train(paths, folder, epochs=7, steps_per_epoch=15, average=0.5, **TINY)
     return weights, paths
 
 

@@ -13,6 +13,7 @@ TINY = {
     'learning_rate': 7e-4,
     'warm_up': 5,
     'seed': 1,
+    'augmentation': 'none',
     'points': 1000,
     'regularity_points': 100,
 }

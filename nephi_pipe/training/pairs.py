@@ -16,7 +16,7 @@ from .augment import Warp, intensities, noisy_affine, shared_turn
 from .cache import Subject
 from .settings import Augmentation
 
-_COARSE = 33
+_COARSE = 21
 """Nodes along an axis at which a warp is evaluated for the encoder, which sees no finer."""
 
 Place = Callable[[Frame, list[float]], tuple[Frame, list[float]]]
