@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from training_people import make_people
 
+from nephi_pipe.errors import TryAgainError
+from nephi_pipe.training.signals import Stop, requeue
+
 SCRIPT = Path(__file__).with_name('training_run.py')
 ENDS = ('history.json', 'history.csv', 'weights.safetensors', 'best.safetensors')
 WAIT_S = 600
@@ -83,8 +86,8 @@ def whole_files(folder: Path) -> None:
 
 
 def test_sigkill_again_and_again_changes_nothing(settings, whole, tmp_path) -> None:
-    # Within an epoch, and while its end is written, which takes the tenth of a second or so.
-    for steps, later_s in ((3, 0.0), (4, 0.03), (8, 0.2)):
+    # Within an epoch, and while the end of one is written.
+    for steps, later_s in ((3, 0.0), (8, 0.03)):
         code, _ = stop_after(settings, tmp_path, steps, signal.SIGKILL, later_s)
         assert code == -signal.SIGKILL
         whole_files(tmp_path)
@@ -99,6 +102,32 @@ def test_sigterm_saves_within_an_epoch(settings, whole, tmp_path) -> None:
     assert int(process.stdout.readline()) > 6
     process.communicate(timeout=WAIT_S)
     assert {name: (tmp_path / name).read_bytes() for name in ENDS} == whole
+
+
+def test_a_slurm_job_goes_back_into_the_queue(tmp_path, monkeypatch) -> None:
+    called = tmp_path / 'called'
+    scontrol = tmp_path / 'scontrol'
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {called}\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    for job, array in (({'SLURM_JOB_ID': '17'}, '17'), (
+        {'SLURM_ARRAY_JOB_ID': '8', 'SLURM_ARRAY_TASK_ID': '3', 'SLURM_JOB_ID': '9'}, '8_3'
+    )):  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in job.items():
+                patch.setenv(name, value)
+            assert requeue() and called.read_text() == f'requeue {array}\n'
+    called.unlink()
+    assert not requeue()
+    monkeypatch.setenv('SLURM_JOB_ID', '17; true')
+    assert not requeue() and not called.exists()
+    with pytest.raises(TryAgainError, match='in the queue again'), Stop() as stop:
+        monkeypatch.setenv('SLURM_JOB_ID', '17')
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.told == signal.SIGUSR1
+        stop.leave()
+    assert called.read_text() == 'requeue 17\n'
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 @pytest.mark.slow
@@ -118,6 +147,7 @@ def test_sigkill_at_any_moment(settings, whole, tmp_path) -> None:
     assert finish(settings, folder) == whole
 
 
+@pytest.mark.slow
 def test_the_cache_survives_a_kill_while_it_is_built(settings, whole, tmp_path) -> None:
     alone = {**settings, 'cache': str(tmp_path / 'cache')}
     process = start(alone, tmp_path / 'out')

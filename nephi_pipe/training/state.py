@@ -142,6 +142,8 @@ class State:
         step, length = header['step'], self.config.training.steps_per_epoch
         if type(step) is not int or step < 0 or not isinstance(header['best'], dict):
             raise ValueError(f'it says it made {step!r} steps')
+        if not isinstance(header['settings'], dict):
+            raise ValueError('its settings are no table')
         ours, theirs = self._identity(), header
         names = [name for name in ours if name != 'settings' and theirs.get(name) != ours[name]]
         own, other = ours['settings'], theirs['settings']
