@@ -163,7 +163,8 @@ def train(arguments: argparse.Namespace) -> None:
         progress=ProgressLine(),
         **{name: value for name, value in given.items() if value is not None},
     )
-    print(f'The weights are in {weights}')
+    if os.environ.get('RANK', '0') == '0':
+        print(f'The weights are in {weights}')
 
 
 def _training_files(arguments: argparse.Namespace, modality: str) -> tuple[Any, Any, Any]:

@@ -151,6 +151,16 @@ def test_a_full_disk_leaves_no_entry(files, quick, tmp_path) -> None:
     assert len(load_subjects(files, preset('brain'), 25, tmp_path)) == 3
 
 
+def test_what_a_killed_process_left_is_removed_a_day_later(files, quick, tmp_path) -> None:
+    left = [tmp_path / f'.0123456{number}.partial.entry' for number in range(2)]
+    for path in left:
+        path.mkdir()
+        (path / 'channels.npy').write_bytes(b'half')
+    os.utime(left[0], (0, 0))
+    load_subjects(files, preset('brain'), 25, tmp_path)
+    assert [path.exists() for path in left] == [False, True]
+
+
 def test_affines_are_composed_and_found_once(people, monkeypatch, tmp_path) -> None:
     poses = [np.eye(4), AFFINE, np.linalg.inv(AFFINE)]
     posed = {'images': [], 'masks': []}

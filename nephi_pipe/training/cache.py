@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +44,7 @@ _RESERVE = 1.1
 _FINER = 0.75
 """Voxels of the encoder's copy in units of the distance of its nodes."""
 
-_VOXEL_BYTES = 2
+_ABANDONED_S = 86_400.0
 _FLOOR_BYTES = 50 << 20
 
 
@@ -139,7 +141,7 @@ def load_subjects(
     StorageError
         There is no space left.
     """
-    make_folder(folder)
+    _remove_leftovers(make_folder(folder))
     affines = _Affines(folder / AFFINES)
     entries = [_entry(one, chosen, encoder_grid, folder) for one in files]
     subjects = []
@@ -231,6 +233,14 @@ def _build(one: Files, chosen: Preset, encoder_grid: int, path: Path) -> None:
             raise explain(error, path) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what was being built when its process was killed, and nobody builds any more."""
+    for path in folder.glob('.*.partial.*'):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(path)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

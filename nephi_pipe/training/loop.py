@@ -53,7 +53,7 @@ class PairLosses(nn.Module):
         """The loss to be minimised, and the means of its parts over the batch."""
         device = self.model.frequencies.device
         size, augmentation = self.config.encoder.grid, self.config.augmentation
-        cubes = [pair.cubes(size, device.type, augmentation, generator) for pair in pairs]
+        cubes = [pair.cubes(size, str(device), augmentation, generator) for pair in pairs]
         codes = self.model.encoder(torch.stack(cubes))
         with torch.autocast(device.type, enabled=False):
             codes = [code.float() for code in codes]
