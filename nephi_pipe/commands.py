@@ -137,7 +137,7 @@ def train(arguments: argparse.Namespace) -> None:
     if len(arguments.images) < 2 and not arguments.images[0].is_dir():
         raise UsageError('training needs two images or more')
 
-    from .training.settings import PRESETS, read_config
+    from .training.config import PRESETS, read_config
 
     config = PRESETS.get(arguments.preset)
     if arguments.config:

@@ -93,7 +93,7 @@ def test_a_training_that_was_tampered_with_is_not_resumed(tmp_path):
     import torch
 
     from nephi_pipe.training.checkpoint import read_tensors, write_tensors
-    from nephi_pipe.training.settings import TrainingConfig
+    from nephi_pipe.training.config import TrainingConfig
     from nephi_pipe.training.state import STATE, STATE_FORMAT, State
 
     model = hostile.small_model()

@@ -11,7 +11,7 @@ from training_run import FIELD, TINY
 
 from nephi_pipe.demo import DATASET, LABELS
 from nephi_pipe.interfaces import EvaluateRegistration, NePhiInfer, NePhiOptimize
-from nephi_pipe.training.settings import TrainingConfig, to_toml
+from nephi_pipe.training.config import TrainingConfig, to_toml
 from nephi_pipe.workflows import init_train_wf
 
 

@@ -26,8 +26,8 @@ from nephi_pipe.interfaces import NePhiTrain
 from nephi_pipe.simulate import simulated_pair
 from nephi_pipe.training import loop, train
 from nephi_pipe.training.checkpoint import load_model, save_model
+from nephi_pipe.training.config import read_config
 from nephi_pipe.training.records import HISTORY, WEIGHTS
-from nephi_pipe.training.settings import read_config
 from nephi_pipe.training.state import STATE
 
 TINY = {**tiny.TINY, 'threads': 1}

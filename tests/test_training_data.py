@@ -21,10 +21,11 @@ from nephi_pipe.presets import preset
 from nephi_pipe.presets.preparation import feature_channels, frame_of, prepare
 from nephi_pipe.training import cache
 from nephi_pipe.training.augment import Warp, intensities, noisy_affine, shared_turn
-from nephi_pipe.training.cache import load_subjects, scale_of
+from nephi_pipe.training.cache import load_subjects
 from nephi_pipe.training.files import files_of, split
 from nephi_pipe.training.pairs import draw_pair, place_pair, simulate
 from nephi_pipe.training.settings import AUGMENTATIONS, Augmentation
+from nephi_pipe.training.subject import scale_of
 
 STILL = AUGMENTATIONS['none']
 

@@ -16,15 +16,8 @@ from nephi_pipe.interfaces.train import SETTINGS
 from nephi_pipe.presets import preset
 from nephi_pipe.training import run, train
 from nephi_pipe.training.checkpoint import load_model, save_model
-from nephi_pipe.training.settings import (
-    AUGMENTATIONS,
-    PRESETS,
-    Loss,
-    Schedule,
-    TrainingConfig,
-    read_config,
-    to_toml,
-)
+from nephi_pipe.training.config import PRESETS, TrainingConfig, read_config, to_toml
+from nephi_pipe.training.settings import AUGMENTATIONS, Loss, Schedule
 
 
 @pytest.fixture

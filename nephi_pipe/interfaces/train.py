@@ -96,7 +96,7 @@ class NePhiTrain(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         from ..training import train
-        from ..training.settings import PRESETS, read_config
+        from ..training.config import PRESETS, read_config
 
         config, preset = given(self.inputs.config), given(self.inputs.preset)
         options = {name: given(getattr(self.inputs, name)) for name in (*FILES, *SETTINGS)}

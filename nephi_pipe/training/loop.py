@@ -20,13 +20,13 @@ from ..errors import NePhiError
 from ..field.model import ModelConfig, NePhiModel
 from ..learning.optimise import Progress
 from ..presets import Preset
-from .cache import Subject
+from .config import TrainingConfig
 from .loss import dice_loss, pair_losses, supervised_loss
 from .pairs import TrainingPair, draw_pair
 from .records import Records
-from .settings import TrainingConfig
 from .signals import Stop
 from .state import State
+from .subject import Subject
 from .validation import Validation
 
 

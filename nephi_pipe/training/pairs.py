@@ -13,8 +13,8 @@ from torch import Tensor
 from ..geometry import Frame, Grid, apply_affine
 from ..learning.volume import Volume
 from .augment import Warp, intensities, noisy_affine, shared_turn
-from .cache import Subject
 from .settings import Augmentation
+from .subject import Subject
 
 _COARSE = 21
 """Nodes along an axis at which a warp is evaluated for the encoder, which sees no finer."""

@@ -14,7 +14,7 @@ import torch
 from .. import __version__
 from ..files import write_json, write_text
 from .checkpoint import save_model
-from .settings import to_toml
+from .config import to_toml
 from .state import State
 
 WEIGHTS, BEST = 'weights.safetensors', 'best.safetensors'

@@ -16,14 +16,15 @@ from ..field.model import ModelConfig, NePhiModel
 from ..files import make_folder, remove_leftovers, sha256
 from ..learning.optimise import Progress
 from ..presets import preset
-from .cache import load_subjects, scale_of
+from .cache import load_subjects
 from .checkpoint import load_model
+from .config import TrainingConfig
 from .files import FilePath, Files, files_of, split
 from .loop import TrainingRun
 from .records import WEIGHTS
-from .settings import TrainingConfig
 from .signals import Stop
 from .state import STATE
+from .subject import scale_of
 
 CACHE = 'cache'
 """Prepared images, in the folder of a training that is given no other."""
@@ -84,7 +85,7 @@ def train(
         Called after each step; the level is the epoch.
     **changes
         Single values of the config by their names, such as ``epochs=10``, ``grid=81``,
-        ``augmentation='none'``; see :class:`nephi_pipe.training.settings.TrainingConfig`.
+        ``augmentation='none'``; see :class:`nephi_pipe.training.config.TrainingConfig`.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputDataError, UsageError
 from ..field.model import NePhiModel
 from .checkpoint import read_tensors, write_tensors
-from .settings import TrainingConfig
+from .config import TrainingConfig
 
 STATE, STATE_FORMAT = 'training.safetensors', 'nephi-training-2'
 

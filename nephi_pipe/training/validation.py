@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..field.deformation import NePhiField
 from ..field.model import NePhiModel
-from .cache import Subject
+from .config import TrainingConfig
 from .pairs import TrainingPair, place_pair, simulate
-from .settings import Augmentation, TrainingConfig
+from .settings import Augmentation
+from .subject import Subject
 
 _SEED = 20_231_107
 _MOST_PAIRS = 6
