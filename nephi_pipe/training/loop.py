@@ -29,6 +29,12 @@ from .state import State
 from .subject import Subject
 from .validation import Validation
 
+_WATCHED = 2000
+"""Points at which the Dice of a step is told: it costs a pass through the network."""
+
+_SUPERVISED = 2000
+"""Points at which a simulated pair is compared with its truth: smooth, and without noise."""
+
 
 class PairLosses(nn.Module):
     """A model together with its loss, so that one forward pass goes from pairs to a number.
@@ -73,14 +79,16 @@ class PairLosses(nn.Module):
         losses = pair_losses(field, pair.volumes(device), points, self.chosen.optimisation)
         total = losses['loss']
         if pair.warp is not None and loss.supervision_weight:
-            losses['supervised'] = supervised_loss(field, pair.warp, points[0])
+            few = points[0][:_SUPERVISED]
+            losses['supervised'] = supervised_loss(field, pair.warp, few)
             total = total + loss.supervision_weight * losses['supervised']
         if pair.labelled and loss.dice_weight:
             losses['dice_loss'] = dice_loss(field, pair.label_volumes(device), points)
             total = total + loss.dice_weight * losses['dice_loss']
         found = {name: float(value.detach()) for name, value in losses.items()}
         if pair.labelled:
-            before, after = pair.dice(points[0], field.displacement_in_chunks(points[0]))
+            watched = points[0][:_WATCHED]
+            before, after = pair.dice(watched, field.displacement_in_chunks(watched))
             found |= {'dice_before': before, 'dice_after': after}
         return {**found, 'loss': float(total.detach()), 'total': total}
 
