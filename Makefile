@@ -129,7 +129,7 @@ $(VENV)/.installed: $(VENV)/.made $(REQUIREMENTS)
 # digital-diffeomorphism asks for an old nibabel, which what we take from it does not use.
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo 'Installing what the tests need into $(VENV).'
-	@$(PIP) --quiet --constraint constraints.txt --editable '.[test,brainmask]'
+	@$(PIP) --quiet --constraint constraints.txt --editable '.[test,brainmask,train]'
 	@$(PIP) --quiet --no-deps digital-diffeomorphism==1.1.1
 	@touch $@
 

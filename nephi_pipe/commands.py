@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -170,31 +171,73 @@ def info(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """``nephi train``: train weights on a list of images."""
-    if len(arguments.images) < 2:
+    """``nephi train``: train weights on a list of images or a BIDS data set."""
+    if arguments.devices > 1 and 'LOCAL_RANK' not in os.environ:
+        _start_processes(arguments.devices)
+    if len(arguments.images) < 2 and not arguments.images[0].is_dir():
         raise UsageError('training needs two images or more')
+
+    from .training.config import PRESETS, read_config
+
+    config = PRESETS.get(arguments.preset)
+    if arguments.config:
+        config = read_config(arguments.config)
+    modality = arguments.modality or (config.modality if config else 'brain')
+    images, masks, labels = _training_files(arguments, modality)
 
     from .training import train
 
+    given = {name: getattr(arguments, name) for name in TRAINING_OPTIONS}
     weights = train(
-        arguments.images,
-        arguments.output,
-        masks=arguments.masks,
-        labels=arguments.labels,
-        modality=arguments.modality,
-        field=arguments.field,
-        grid=arguments.grid,
-        epochs=arguments.epochs,
-        steps_per_epoch=arguments.steps_per_epoch,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
+        images,
+        arguments.output / (arguments.name or ''),
+        masks=masks,
+        labels=labels,
+        held_out=arguments.validation,
+        config=config,
+        weights=arguments.weights,
+        cache=arguments.cache,
         device=arguments.device,
         threads=arguments.threads,
         resume=arguments.resume,
         progress=ProgressLine(),
+        **{name: value for name, value in given.items() if value is not None},
     )
-    print(f'The weights are in {weights}')
+    if os.environ.get('RANK', '0') == '0':
+        print(f'The weights are in {weights}')
+
+
+def _training_files(arguments: argparse.Namespace, modality: str) -> tuple[Any, Any, Any]:
+    """Images, masks and label maps, as they are listed or as a data set has them."""
+    images, masks, labels = arguments.images, arguments.masks, arguments.labels
+    if not (len(images) == 1 and images[0].is_dir()):
+        if arguments.derivatives or arguments.participant_label:
+            raise UsageError('--derivatives and --participant-label are for a BIDS folder')
+        return images, masks, labels
+    if masks or labels:
+        raise UsageError(
+            '--masks and --labels are for a list of images; give --derivatives with a BIDS folder'
+        )
+
+    from .bids_app.training_scans import find_training_scans
+
+    people, derivatives = arguments.participant_label, arguments.derivatives
+    return find_training_scans(images[0], people, derivatives, modality)
+
+
+TRAINING_OPTIONS = (
+    'modality', 'field', 'grid', 'epochs', 'steps_per_epoch', 'batch_size', 'learning_rate',
+    'learning_rate_step', 'warm_up', 'augmentation', 'dice_weight', 'eval_every', 'save_every',
+    'seed', 'precision',
+)  # fmt: skip
+"""Options that are values of a train config."""
+
+
+def _start_processes(count: int) -> None:
+    """Become torch's launcher, which starts this command once for each device."""
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={count}']
+    command = [sys.executable, *launcher, '-m', 'nephi_pipe', *sys.argv[1:]]
+    os.execv(sys.executable, command)
 
 
 class ProgressLine:

@@ -17,9 +17,11 @@ from .transforms import DisplacementField, read_transform
 _FORMATS = {
     'nephi-field-1': 'the field of one registration',
     'nephi-weights-1': 'trained weights',
-    'nephi-training-1': 'a training that can go on',
+    'nephi-training-2': 'a training that can go on',
 }
 _LONGEST = 200
+_DEEPEST = 12
+"""Spaces before what is nested most; below it stays on one line."""
 
 
 def describe(path: str | os.PathLike) -> str:
@@ -88,7 +90,7 @@ def _tensors(path: Path) -> Iterator[str]:
     for key, value in header.items():
         if key == 'affine':
             yield f'affine: {_affine(value)}'
-        elif key != 'history':
+        elif key not in ('history', 'rows'):
             yield f'{_cut(key)}: {_short(value)}'
 
 
@@ -99,10 +101,15 @@ def _affine(value: Any) -> str:
         return 'not a matrix'
 
 
-def _short(value: Any) -> str:
-    """A value on one line, nested ones on a line each."""
-    if isinstance(value, dict):
-        return ''.join(f'\n    {_cut(key)}: {_cut(inner)}' for key, inner in value.items())
+def _short(value: Any, indent: str = '    ') -> str:
+    """A value on one line, nested ones and lists of them on a line each."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        return ''.join(f'\n{indent}{_cut(one)}' for one in value)
+    if isinstance(value, dict) and len(indent) < _DEEPEST:
+        inner = indent + '  '
+        return ''.join(
+            f'\n{indent}{_cut(key)}: {_short(one, inner)}' for key, one in value.items()
+        )
     return _cut(value)
 
 

@@ -44,7 +44,7 @@ def atomic(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -77,7 +77,7 @@ def make_folder(folder: str | os.PathLike) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _explain(error, folder) from error
+        raise explain(error, folder) from error
     return folder
 
 
@@ -114,7 +114,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f'{type(value).__name__} cannot be written as JSON')
 
 
-def _explain(error: OSError, path: Path) -> OutputError | StorageError:
+def explain(error: OSError, path: Path) -> OutputError | StorageError:
+    """What a failure to write means for the user."""
     if error.errno in _FULL:
         return StorageError(
             f'Cannot write "{path}": {_FULL[error.errno]}. Free some space and run the same '

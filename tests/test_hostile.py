@@ -88,29 +88,38 @@ def test_thousands_of_damaged_files(group):
 
 
 def test_a_training_that_was_tampered_with_is_not_resumed(tmp_path):
+    import copy
+
     import torch
 
-    from nephi_pipe.presets import preset
     from nephi_pipe.training.checkpoint import read_tensors, write_tensors
-    from nephi_pipe.training.loop import STATE, STATE_FORMAT, TrainingRun, TrainingSettings
+    from nephi_pipe.training.config import TrainingConfig
+    from nephi_pipe.training.state import STATE, STATE_FORMAT, State
 
-    settings, model = TrainingSettings(1, 1, 1e-4, 0), hostile.small_model()
-    run = TrainingRun(tmp_path, model.config, settings, preset('brain'), [], [], 'cpu')
-    run.save()
+    model = hostile.small_model()
+    optimiser = torch.optim.Adam(model.parameters())
+    config = TrainingConfig.of('brain')
+    state = State(tmp_path, model, copy.deepcopy(model), optimiser, config, [])
+    state.save()
     header, tensors = read_tensors(tmp_path / STATE, STATE_FORMAT)
-    run.restore(header, tensors, epochs=3)
+    state.restore()
     moments = {'step': torch.zeros(()), 'exp_avg': torch.zeros(3), 'exp_avg_sq': torch.zeros(3)}
     for change, more in (
         ({'history': 5}, {}),
         ({'history': [1]}, {}),
         ({'settings': []}, {}),
+        ({'step': -1}, {}),
+        ({'step': 1 << 70}, {}),
+        ({'rows': None}, {}),
+        ({'best': []}, {}),
         ({}, {f'adam.0.{name}': value for name, value in moments.items()}),
         ({}, {f'adam.999.{name}': value for name, value in moments.items()}),
         ({}, {'nothing': torch.zeros(3)}),
+        ({}, {'foreign.weights': torch.zeros(3)}),
     ):
         write_tensors(tmp_path / STATE, STATE_FORMAT, {**header, **change}, {**tensors, **more})
         with pytest.raises(InputDataError, match='does not hold what its header says'):
-            run.restore(*read_tensors(tmp_path / STATE, STATE_FORMAT), epochs=3)
+            state.restore()
 
 
 def test_labels_in_the_billions_take_no_memory_for_each():

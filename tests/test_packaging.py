@@ -73,7 +73,8 @@ def test_every_import_is_declared() -> None:
     options = settings()['options']
     extras = settings()['options.extras_require']
     declared = names_of(options['install_requires'])
-    declared |= names_of(extras['brainmask']) | names_of(extras['templates'])
+    for extra in ('brainmask', 'templates', 'train'):
+        declared |= names_of(extras[extra])
     used = {name for path in modules().values() for name in third_party_imports(path)}
     assert {'numpy', 'torch', 'nipype', 'bids'} <= used
     assert {IMPORT_NAMES.get(name, name).lower() for name in used} <= declared
@@ -102,7 +103,9 @@ def test_every_requirement_has_a_tested_version() -> None:
     pinned = names_of('\n'.join(line for line in lines if not line.startswith('#')))
     required = names_of(settings()['options']['install_requires'])
     extras = settings()['options.extras_require']
-    assert required | names_of(extras['test']) | names_of(extras['lint']) <= pinned
+    for extra in ('test', 'lint', 'train'):
+        required |= names_of(extras[extra])
+    assert required <= pinned
 
 
 def test_version_is_kept_in_one_place() -> None:

@@ -7,51 +7,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data import AFFINE
+import training_run as tiny
 from nipype.pipeline.engine import nodes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_pair import small_brain
+from training_people import make_people, make_quick
 
 from nephi_pipe import load_registration, register, result
 from nephi_pipe.cli import main
 from nephi_pipe.errors import InputDataError, NePhiError, NoInputError, UsageError
-from nephi_pipe.field.config import PUBLISHED, FieldConfig
+from nephi_pipe.field.config import PUBLISHED
 from nephi_pipe.field.encoder import EncoderConfig
 from nephi_pipe.field.model import ModelConfig, NePhiModel
-from nephi_pipe.geometry import Grid, apply_affine
-from nephi_pipe.images import load_image, load_labels, load_mask, save_image
+from nephi_pipe.geometry import Grid
+from nephi_pipe.images import load_image, save_image
 from nephi_pipe.interfaces import NePhiTrain
-from nephi_pipe.learning import affine as affine_stage
-from nephi_pipe.presets import preset
-from nephi_pipe.presets.preparation import prepare
 from nephi_pipe.simulate import simulated_pair
-from nephi_pipe.training import loop, run, train
+from nephi_pipe.training import loop, train
 from nephi_pipe.training.checkpoint import load_model, save_model
-from nephi_pipe.training.data import draw_pair, files_of, load_subjects, scale_of
-from nephi_pipe.training.loop import HISTORY, STATE, WEIGHTS
+from nephi_pipe.training.config import read_config
+from nephi_pipe.training.records import HISTORY, WEIGHTS
+from nephi_pipe.training.state import STATE
 
-FIELD = FieldConfig(frequencies=16, width=32, global_channels=8, local_channels=8)
-TINY = {'field': FIELD, 'grid': 25, 'learning_rate': 7e-4, 'seed': 1, 'threads': 1}
+TINY = {**tiny.TINY, 'threads': 1}
 SHORT = {'epochs': 2, 'steps_per_epoch': 3, **TINY}
-
-
-def aligned(*_, **__) -> np.ndarray:
-    """Stands for the affine search where images are aligned already."""
-    return np.eye(4)
-
-
-def make_quick(patch: pytest.MonkeyPatch) -> None:
-    """Few points, and no affine search."""
-
-    def fewer_points(modality: str):
-        chosen = preset(modality)
-        losses = dataclasses.replace(chosen.optimisation, regularity_points=100)
-        return dataclasses.replace(chosen, optimisation=losses)
-
-    patch.setattr(run, 'preset', fewer_points)
-    patch.setattr(loop, 'POINTS', 1000)
-    patch.setattr(affine_stage, 'estimate_affine', aligned)
+FIELD = tiny.FIELD
 
 
 @pytest.fixture
@@ -79,23 +60,13 @@ def learned(pair, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
-        weights = train(paths, folder, epochs=7, steps_per_epoch=15, **TINY)
+        weights = train(paths, folder, epochs=7, steps_per_epoch=15, average=0.5, **TINY)
     return weights, paths
 
 
 @pytest.fixture(scope='module')
 def people(tmp_path_factory):
-    """Images, masks and label maps of three people: one brain, warped three times."""
-    folder = tmp_path_factory.mktemp('people')
-    found = {'images': [], 'masks': [], 'labels': []}
-    for number in range(3):
-        person = simulated_pair(*small_brain(6.0), seed=number, landmarks=10)
-        image, labels = person.moving, person.moving_labels.data
-        kinds = {'images': image.data, 'masks': labels > 0, 'labels': labels.astype(np.int16)}
-        for kind, data in kinds.items():
-            path = folder / f'{number}_{kind}.nii.gz'
-            found[kind].append(save_image(path, data, image.grid))
-    return found
+    return make_people(tmp_path_factory.mktemp('people'))
 
 
 def read_json(path: Path):
@@ -185,9 +156,9 @@ def test_the_interface_hands_everything_on(people, quick, tmp_path) -> None:
     model = load_model(outputs.weights)
     assert (model.config.modality, model.config.encoder.grid) == ('other', 23)
     assert model.config.field == dataclasses.replace(PUBLISHED, local_size=12)
-    assert model.provenance['settings'] == {
-        'steps_per_epoch': 2, 'batch_size': 2, 'learning_rate': 1e-3, 'seed': 4
-    }  # fmt: skip
+    training = model.provenance['settings']['training']
+    assert training['steps_per_epoch'] == training['batch_size'] == 2 and training['seed'] == 4
+    assert read_config(outputs.config).training.learning_rate == 1e-3
     assert all(len(one['labels']) == len(one['mask']) == 64 for one in model.provenance['data'])
 
 
@@ -289,7 +260,7 @@ def test_a_checkpoint_says_what_it_is(people, quick, tmp_path) -> None:
     assert header['architecture']['encoder'] == {'grid': 25, 'norm': 'group'}
     assert header['architecture']['modality'] == 'brain'
     trained = header['training']
-    assert trained['settings']['seed'] == 1 and trained['last_epoch']['epoch'] == 2
+    assert trained['settings']['training']['seed'] == 1 and trained['last_epoch']['epoch'] == 2
     assert [one['name'] for one in trained['data']] == [f'{n}_images.nii.gz' for n in range(3)]
     assert all(len(one['image']) == len(one['mask']) == 64 for one in trained['data'])
     assert str(tmp_path.parent) not in json.dumps(header)
@@ -461,99 +432,6 @@ def test_a_loss_that_explodes_is_told(people, quick, tmp_path) -> None:
     with pytest.raises(NePhiError, match='not finite.*smaller learning rate'):
         train(people['images'], tmp_path, **{**SHORT, 'learning_rate': 1e30})
     assert not (tmp_path / WEIGHTS).exists()
-
-
-# Data
-
-
-def test_affines_are_composed_and_found_once(people, monkeypatch, tmp_path) -> None:
-    poses = [np.eye(4), AFFINE, np.linalg.inv(AFFINE)]
-    posed = {'images': [], 'masks': []}
-    for number, pose in enumerate(poses):
-        for kind, paths in posed.items():
-            image = load_image(people[kind][number])
-            grid = Grid(image.grid.shape, pose @ image.grid.affine)
-            paths.append(save_image(tmp_path / people[kind][number].name, image.data, grid))
-    found = iter(poses[1:])
-    monkeypatch.setattr(affine_stage, 'estimate_affine', lambda *_, **__: next(found))
-    chosen, files = preset('brain'), files_of(posed['images'], posed['masks'], None)
-    subjects = load_subjects(files, chosen, 'cpu', tmp_path)
-    drawn = set()
-    for seed in range(20):
-        pair = draw_pair(
-            subjects, chosen.margin_mm, lambda *frame: frame, torch.Generator().manual_seed(seed)
-        )
-        numbers = [next(i for i, one in enumerate(subjects) if one is side)
-                   for side in (pair.fixed, pair.moving)]  # fmt: skip
-        drawn.add(tuple(numbers))
-        index = np.array([[3.0, 7.0, 5.0], [20.0, 11.0, 16.0]])
-        # All images show the same voxels, so the affine takes each voxel to its own.
-        moved = apply_affine(pair.affine, pair.fixed.grid.to_world(index))
-        np.testing.assert_allclose(moved, pair.moving.grid.to_world(index), atol=1e-4)
-        volumes, (at, back) = pair.volumes(), pair.random_points(500, torch.Generator())
-        assert volumes[0].sample(at)[:, -1].mean() > 0.7
-        assert volumes[1].sample(back)[:, -1].mean() > 0.7
-    assert len(drawn) == 6
-    # They are known now: another search would run out of answers.
-    again = load_subjects(files, chosen, 'cpu', tmp_path)
-    for one, other in zip(subjects, again, strict=True):
-        np.testing.assert_array_equal(one.affine, other.affine)
-    with pytest.raises(StopIteration):
-        load_subjects(files_of(posed['images'], None, None), chosen, 'cpu', tmp_path)
-
-
-def test_the_affine_search_itself_is_used(people, tmp_path) -> None:
-    image, mask = load_image(people['images'][0]), people['masks'][0]
-    pose = np.eye(4)
-    pose[:3, 3] = 12.0, -20.0, 8.0
-    grid = Grid(image.grid.shape, pose @ image.grid.affine)
-    images = [people['images'][0], save_image(tmp_path / 'image.nii.gz', image.data, grid)]
-    masks = [mask, save_image(tmp_path / 'mask.nii.gz', load_mask(mask).data, grid)]
-    _, second = load_subjects(files_of(images, masks, None), preset('brain'), 'cpu', tmp_path)
-    np.testing.assert_allclose(second.affine, pose, atol=0.3)
-
-
-def test_the_scale_holds_every_pair(people, tmp_path, quick) -> None:
-    chosen = preset('brain')
-    subjects = load_subjects(files_of(people['images'], None, None), chosen, 'cpu', tmp_path)
-    scale_mm = scale_of(subjects, chosen.margin_mm)
-    for seed in range(6):
-        pair = draw_pair(
-            subjects, chosen.margin_mm, lambda *frame: frame, torch.Generator().manual_seed(seed)
-        )
-        assert pair.frame.scale_mm <= scale_mm <= 1.3 * pair.frame.scale_mm
-
-
-def test_points_lie_in_the_mask_and_labels_are_read_where_points_are(people, tmp_path, quick):
-    files = files_of(people['images'], people['masks'], people['labels'])
-    subjects = load_subjects(files, preset('brain'), 'cpu', tmp_path)
-    one = subjects[0]
-    points = one.random_points(4000, torch.Generator().manual_seed(0))
-    index = np.rint(one.grid.to_index(points)).astype(int)
-    assert one.mask[tuple(index.T)].all()
-    inside = np.argwhere(one.mask)
-    assert np.abs(index.mean(axis=0) - inside.mean(axis=0)).max() < 0.5
-    expected = load_labels(people['labels'][0]).data
-    at_voxels = one.labels.grid.to_index(points).round().astype(int)
-    np.testing.assert_array_equal(one.labels_at(points), expected[tuple(at_voxels.T)])
-    assert not one.labels_at(points + [1000.0, 0, 0]).any()
-    pair = draw_pair(subjects[:2], 6.0, lambda *frame: frame, torch.Generator().manual_seed(0))
-    fixed = dataclasses.replace(pair, moving=pair.fixed, affine=np.eye(4))
-    at = fixed.random_points(2000, torch.Generator().manual_seed(1))[0]
-    assert fixed.dice(at, torch.zeros_like(at)) == (1.0, 1.0)
-    before, after = fixed.dice(at, torch.full_like(at, 0.2))
-    assert before == 1.0 and after < 0.8
-
-
-def test_subjects_are_prepared_as_register_prepares_them(people, tmp_path, quick) -> None:
-    files = files_of(people['images'], people['masks'], None)
-    for one, subject in zip(
-        files, load_subjects(files, preset('brain'), 'cpu', tmp_path), strict=True
-    ):
-        image = load_image(one.image)
-        expected = prepare(image, load_mask(one.mask).data, None, preset('brain')).cropped()
-        np.testing.assert_array_equal(subject.data, expected.data)
-        np.testing.assert_array_equal(subject.mask_points(), expected.mask_points())
 
 
 # The command

@@ -141,7 +141,12 @@ class NePhiModel(nn.Module):
         extents
             Half the size of each pair's box, normalised.
         """
-        global_codes, local_codes = self.encoder(images)
+        return self.fields(*self.encoder(images), extents)
+
+    def fields(
+        self, global_codes: Tensor, local_codes: Tensor, extents: Sequence[Sequence[float]]
+    ) -> list[NePhiField]:
+        """The maps that codes of some pairs stand for, see :meth:`predict`."""
         return [
             _PredictedField(self, _PredictedCode(*codes), extent)
             for *codes, extent in zip(global_codes, local_codes, extents, strict=True)

@@ -1,53 +1,96 @@
-"""The training loop: random pairs, one Adam step each, everything saved after each epoch."""
+"""The training loop: random pairs, one Adam step each, on one device or on several.
+
+Devices, their gradients and mixed precision are Accelerate's; which pairs are drawn depends on the
+number of the step alone, so that a training which goes on draws what it would have drawn.
+"""
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .. import __version__
-from ..errors import InputDataError, NePhiError, UsageError
+from ..errors import NePhiError
 from ..field.model import ModelConfig, NePhiModel
-from ..files import write_json
 from ..learning.optimise import Progress
 from ..presets import Preset
-from .checkpoint import save_model, write_tensors
-from .data import Subject, draw_pair
-from .loss import pair_losses
+from .config import TrainingConfig
+from .loss import dice_loss, pair_losses, supervised_loss
+from .pairs import TrainingPair, draw_pair
+from .records import Records
+from .signals import Stop
+from .state import State
+from .subject import Subject
+from .validation import Validation
 
-WEIGHTS, STATE, HISTORY = 'weights.safetensors', 'training.safetensors', 'history.json'
-"""What a training writes into its folder."""
+_WATCHED = 2000
+"""Points at which the Dice of a step is told: it costs a pass through the network."""
 
-STATE_FORMAT = 'nephi-training-1'
-
-POINTS = 10_000
-"""At most so many points of each image are compared at a step."""
+_SUPERVISED = 2000
+"""Points at which a simulated pair is compared with its truth: smooth, and without noise."""
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """What decides, with the images and the architecture, which weights a training finds.
+class PairLosses(nn.Module):
+    """A model together with its loss, so that one forward pass goes from pairs to a number.
 
     Parameters
     ----------
-    steps_per_epoch, batch_size
-        Steps of an epoch, and pairs of a step.
-    learning_rate
-        Of Adam.
-    seed
-        Of every random draw.
+    model
+        What is trained.
+    config
+        Loss, augmentation.
+    chosen
+        The preset, with the loss of ``config``.
     """
 
-    steps_per_epoch: int
-    batch_size: int
-    learning_rate: float
-    seed: int
+    def __init__(self, model: NePhiModel, config: TrainingConfig, chosen: Preset) -> None:
+        super().__init__()
+        self.model, self.config, self.chosen = model, config, chosen
+
+    def forward(
+        self, pairs: Sequence[TrainingPair], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss to be minimised, and the means of its parts over the batch."""
+        device = self.model.frequencies.device
+        size, augmentation = self.config.encoder.grid, self.config.augmentation
+        cubes = [pair.cubes(size, str(device), augmentation, generator) for pair in pairs]
+        codes = self.model.encoder(torch.stack(cubes))
+        with torch.autocast(device.type, enabled=False):
+            codes = [code.float() for code in codes]
+            fields = self.model.fields(*codes, [pair.extent for pair in pairs])
+            found = [
+                self._of_pair(pair, field, generator)
+                for pair, field in zip(pairs, fields, strict=True)
+            ]
+        total = torch.stack([losses.pop('total') for losses in found]).mean()
+        return total, _means(found)
+
+    def _of_pair(
+        self, pair: TrainingPair, field: Any, generator: torch.Generator
+    ) -> dict[str, Any]:
+        loss, device = self.config.loss, str(self.model.frequencies.device)
+        points = pair.random_points(loss.points, generator, device)
+        losses = pair_losses(field, pair.volumes(device), points, self.chosen.optimisation)
+        total = losses['loss']
+        if pair.warp is not None and loss.supervision_weight:
+            few = points[0][:_SUPERVISED]
+            losses['supervised'] = supervised_loss(field, pair.warp, few)
+            total = total + loss.supervision_weight * losses['supervised']
+        if pair.labelled and loss.dice_weight:
+            losses['dice_loss'] = dice_loss(field, pair.label_volumes(device), points)
+            total = total + loss.dice_weight * losses['dice_loss']
+        found = {name: float(value.detach()) for name, value in losses.items()}
+        if pair.labelled:
+            watched = points[0][:_WATCHED]
+            before, after = pair.dice(watched, field.displacement_in_chunks(watched))
+            found |= {'dice_before': before, 'dice_after': after}
+        return {**found, 'loss': float(total.detach()), 'total': total}
 
 
 class TrainingRun:
@@ -59,175 +102,162 @@ class TrainingRun:
         Where it is saved.
     architecture
         Sizes of the model.
-    settings
+    config
         How it is trained.
-    chosen
-        Margin of the frames, and the loss in its ``optimisation``.
     subjects
         The images.
+    kept
+        Those that are only validated on.
     data
-        What the images are: names and checksums.
-    device
-        Where it is computed.
+        What all of them are: names and checksums.
+    chosen
+        The preset of the modality.
+    accelerator
+        Accelerate's, for the device.
+    start
+        Weights to start from.
+    started_from
+        What these are, for the records.
     """
 
     def __init__(
         self,
         folder: Path,
         architecture: ModelConfig,
-        settings: TrainingSettings,
-        chosen: Preset,
+        config: TrainingConfig,
         subjects: Sequence[Subject],
+        kept: Sequence[Subject],
         data: list[dict[str, str]],
-        device: str,
+        chosen: Preset,
+        accelerator: Any,
+        start: NePhiModel | None = None,
+        started_from: str = '',
     ) -> None:
-        self.folder, self.settings, self.chosen = folder, settings, chosen
-        self.subjects, self.data = subjects, data
-        self.history: list[dict[str, float]] = []
-        generator = torch.Generator().manual_seed(settings.seed)
-        self.model = NePhiModel(architecture, generator).to(device)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
+        self.config, self.subjects, self.accelerator = config, subjects, accelerator
+        self.chosen = replace(chosen, optimisation=config.loss.for_points(chosen.optimisation))
+        self.model = start or NePhiModel(
+            architecture, torch.Generator().manual_seed(config.training.seed)
+        )
+        self.model.to(accelerator.device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
+        optimiser = torch.optim.Adam(self.model.parameters(), lr=config.training.learning_rate)
+        losses = PairLosses(self.model, config, self.chosen)
+        self.losses, self.optimiser = accelerator.prepare(losses, optimiser)
+        self.state = State(folder, self.model, self.average, self.optimiser, config, data)
+        self.state.started_from = started_from
+        self.records = Records(folder, self.state)
+        self.validation = Validation(kept, chosen.margin_mm, config)
 
-    def go_on(self, epochs: int, progress: Callable[[Progress], None] | None) -> None:
-        """Train the epochs that are missing, and save after each."""
-        begin, steps = time.monotonic(), self.settings.steps_per_epoch
-        total, first = epochs * steps, len(self.history) * steps
+    def go_on(self, progress: Callable[[Progress], None] | None, stop: Stop) -> None:
+        """Train the epochs that are missing."""
+        state, training = self.state, self.config.training
+        begin, first = time.monotonic(), state.step
+        total = training.epochs * training.steps_per_epoch
         self.model.train()
-        for epoch in range(len(self.history), epochs):
-            found = []
-            for number in range(epoch * steps, (epoch + 1) * steps):
-                found.append(self._step(number))
-                if progress:
-                    done, seconds = number + 1, time.monotonic() - begin
-                    left = seconds / (done - first) * (total - done)
-                    reached = 1 - found[-1]['similarity'], found[-1]['regularity']
-                    progress(Progress(done, total, epoch + 1, *reached, seconds, left))
-            self.history.append({'epoch': epoch + 1, **_means(found)})
-            self.save()
+        with self.records:
+            while state.step < total:
+                row = self._step(state.step)
+                state.step += 1
+                state.rows.append(row)
+                self._main(self.records.step, row)
+                if progress and self.accelerator.is_main_process:
+                    seconds = time.monotonic() - begin
+                    left = seconds / (state.step - first) * (total - state.step)
+                    epoch = (state.step - 1) // training.steps_per_epoch + 1
+                    reached = 1 - row['similarity'], row['regularity']
+                    progress(Progress(state.step, total, epoch, *reached, seconds, left))
+                if state.step % training.steps_per_epoch == 0:
+                    self._end_epoch()
+                if self._told_to_stop(stop):
+                    self._main(state.save)
+                    stop.leave()
 
     def _step(self, number: int) -> dict[str, float]:
         """Draw pairs, predict their maps, move the weights; the means over the batch."""
-        settings, chosen = self.settings, self.chosen
-        # Draws depend on the step alone: a training that goes on draws what it would have drawn.
-        generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
+        training, accelerator = self.config.training, self.accelerator
+        draw = number * accelerator.num_processes + accelerator.process_index
+        generator = torch.Generator().manual_seed((training.seed * 1_000_003 + draw) % 2**63)
         pairs = [
-            draw_pair(self.subjects, chosen.margin_mm, self.model.frame_for, generator)
-            for _ in range(settings.batch_size)
+            draw_pair(
+                self.subjects,
+                self.chosen.margin_mm,
+                self.model.frame_for,
+                self.config.augmentation,
+                generator,
+            )
+            for _ in range(training.batch_size)
         ]
-        images = [self.model.images((p.fixed, p.moving), p.frame, p.affine) for p in pairs]
-        fields = self.model.predict(torch.stack(images), [pair.extent for pair in pairs])
-        totals, found = [], []
-        for pair, field in zip(pairs, fields, strict=True):
-            points = pair.random_points(POINTS, generator)
-            losses = pair_losses(field, pair.volumes(), points, chosen.optimisation)
-            totals.append(losses['loss'])
-            found.append({name: float(value.detach()) for name, value in losses.items()})
-            if pair.labelled:
-                moved = field.displacement_in_chunks(points[0])
-                before, after = pair.dice(points[0], moved)
-                found[-1] |= {'dice_before': before, 'dice_after': after}
-        self._move(torch.stack(totals).mean(), number)
-        return _means(found)
-
-    def _move(self, loss: Tensor, number: int) -> None:
+        loss, row = self.losses(pairs, generator)
         if not torch.isfinite(loss):
             raise NePhiError(
                 f'The loss of step {number + 1} is not finite; expected a number. Train again '
                 'with a smaller learning rate.'
             )
+        for group in self.optimiser.param_groups:
+            group['lr'] = training.rate(number)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        accelerator.backward(loss)
+        if training.clip and accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(self.model.parameters(), training.clip)
         self.optimiser.step()
+        self._move_average(number)
+        return row
 
-    def save(self) -> None:
-        """Write what is needed to go on, the history, and weights as soon as there are any."""
-        tensors = {f'model.{name}': value for name, value in self.model.state_dict().items()}
-        for index, moments in self.optimiser.state_dict()['state'].items():
-            tensors |= {f'adam.{index}.{name}': value for name, value in moments.items()}
-        header = {**self._identity(), 'history': self.history}
-        write_tensors(self.folder / STATE, STATE_FORMAT, header, tensors)
-        write_json(self.folder / HISTORY, self.history)
-        if not self.history:
-            (self.folder / WEIGHTS).unlink(missing_ok=True)
-            return
-        provenance = {
-            'settings': asdict(self.settings),
-            'last_epoch': self.history[-1],
-            'data': self.data,
-            'version': __version__,
-            'torch': torch.__version__,
-        }
-        save_model(self.folder / WEIGHTS, self.model, provenance)
+    @torch.no_grad()
+    def _move_average(self, number: int) -> None:
+        # At first the weights are followed closely: what they were at random is soon forgotten.
+        decay = min(self.config.training.average, (1 + number) / (10 + number))
+        for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(value, 1 - decay)
+        for mean, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mean.copy_(value)
 
-    def restore(self, header: dict[str, Any], tensors: dict[str, Tensor], epochs: int) -> None:
-        """Take over where an earlier run of the same training stopped.
+    def _end_epoch(self) -> None:
+        state, training = self.state, self.config.training
+        epoch = state.step // training.steps_per_epoch
+        row = {'epoch': epoch, **self._over_devices(_means(state.rows))}
+        row['learning_rate'] = training.rate(state.step - 1)
+        last = epoch == training.epochs
+        if self._validates(epoch, last) and self.accelerator.is_main_process:
+            found, picture = self.validation(self.average)
+            row |= {f'validation_{name}': value for name, value in found.items()}
+            self.records.picture(epoch, picture)
+        state.history.append(row)
+        state.rows = []
+        if self.accelerator.is_main_process:
+            self.records.epoch(row)
+            if last or epoch % training.save_every == 0:
+                state.save()
+                self.records.write()
+        self.accelerator.wait_for_everyone()
 
-        Raises
-        ------
-        UsageError
-            It had other settings or images, or went beyond ``epochs``.
-        InputDataError
-            It does not hold what its header says.
-        """
-        try:
-            self._check_same(header, epochs)
-            self._take_over(tensors)
-        except (KeyError, ValueError, TypeError, RuntimeError) as error:
-            raise InputDataError(
-                f'"{self.folder / STATE}" does not hold what its header says '
-                f'({str(error).splitlines()[0]}); expected the file as it was written. Remove it '
-                'and train anew.'
-            ) from error
-        self.history = header['history']
+    def _validates(self, epoch: int, last: bool) -> bool:
+        every = self.config.training.eval_every
+        return bool(self.validation.subjects) and every > 0 and (last or epoch % every == 0)
 
-    def _take_over(self, tensors: dict[str, Tensor]) -> None:
-        """Weights and Adam's moments; any error where they are not those of this training."""
-        model: dict[str, Tensor] = {}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            kind, rest = name.split('.', 1)
-            if kind == 'model':
-                model[rest] = value
-            else:
-                index, key = rest.split('.')
-                moments.setdefault(int(index), {})[key] = value
-        parameters = list(self.model.parameters())
-        for index, found in moments.items():
-            shapes = {name: value.shape for name, value in found.items()}
-            shape = parameters[index].shape if 0 <= index < len(parameters) else None
-            if shapes != {'step': torch.Size(()), 'exp_avg': shape, 'exp_avg_sq': shape}:
-                raise ValueError(f'the moments {index} do not fit the architecture')
-        self.model.load_state_dict(model)
-        groups = self.optimiser.state_dict()['param_groups']
-        self.optimiser.load_state_dict({'state': moments, 'param_groups': groups})
+    def _over_devices(self, row: dict[str, float]) -> dict[str, float]:
+        """The means over all devices; each of them needs not have seen the same kinds of loss."""
+        if self.accelerator.num_processes == 1:
+            return row
+        from accelerate.utils import gather_object
 
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a training to go on."""
-        return {
-            'architecture': self.model.config.as_dict(),
-            'settings': asdict(self.settings),
-            'data': self.data,
-        }
+        return _means(gather_object([row]))
 
-    def _check_same(self, header: dict[str, Any], epochs: int) -> None:
-        history = header['history']
-        if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
-            raise ValueError('its history is no list of epochs')
-        ours = {**self._identity(), **asdict(self.settings)}
-        theirs = {**header, **header['settings']}
-        other = [name for name in ours if name != 'settings' and theirs.get(name) != ours[name]]
-        if other:
-            raise UsageError(
-                f'"{self.folder / STATE}" belongs to a training with other {", ".join(other)}; '
-                'expected the same as now. Choose another folder, or start anew without resuming.'
-            )
-        done = len(history)
-        if done > epochs:
-            raise UsageError(
-                f'"{self.folder / STATE}" has {done} epochs behind it, expected at most the '
-                f'{epochs} asked for. Ask for more, or start anew without resuming.'
-            )
+    def _told_to_stop(self, stop: Stop) -> bool:
+        """Whether any device's process was told to; all of them must leave at the same step."""
+        if self.accelerator.num_processes == 1:
+            return bool(stop.told)
+        told = torch.tensor([int(stop.told)], device=self.accelerator.device)
+        stop.told = int(self.accelerator.reduce(told, 'sum'))
+        return bool(stop.told)
+
+    def _main(self, action: Callable[..., Any], *arguments: Any) -> None:
+        if self.accelerator.is_main_process:
+            action(*arguments)
 
 
-def _means(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each number over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}

@@ -1,20 +1,34 @@
 """What training minimises: the loss of instance optimisation, at random points.
 
-What needs a lattice of points is left out: windows of the similarity, and bending energy.
+What needs a lattice of points is left out: windows of the similarity, and bending energy. Known
+maps of simulated pairs, and label maps where there are some, can be learned from too.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
+import torch
 from torch import Tensor
 
 from ..field.deformation import NePhiField
 from ..learning.regularity import point_regularity
 from ..learning.settings import OptimisationSettings
 from ..learning.similarity import global_ncc_loss, mean_difference_loss
-from ..learning.volume import Volume
+from .augment import Warp
+from .pairs import StoredVolume
 
-Volumes = tuple[Volume, Volume]
 Points = tuple[Tensor, Tensor]
+
+
+class Readable(Protocol):
+    """Features that can be read at points."""
+
+    def sample(self, points: Tensor) -> Tensor:
+        """(N, C) at (N, 3)."""
+
+
+Volumes = tuple[Readable, Readable]
 
 
 def pair_losses(
@@ -46,6 +60,35 @@ def pair_losses(
     prior = field.code.prior()
     total = similarity + (there[0] + back[0]) / 2 + settings.prior_weight * prior
     return {'loss': total, 'similarity': similarity, 'regularity': regularity, 'prior': prior}
+
+
+def supervised_loss(field: NePhiField, warp: Warp, points: Tensor) -> Tensor:
+    """Mean squared error against a known map, both ways, over the mean square of what it moves.
+
+    One for maps that do nothing. The way back is asked for where points (N, 3) went to, so that no
+    inverse need be known.
+    """
+    there = warp(points)
+    truth = there - points
+    error = (field.displacement(points) - truth).square().mean()
+    error = error + (field.displacement(there, inverse=True) + truth).square().mean()
+    return error / (2 * truth.square().mean())
+
+
+def dice_loss(
+    field: NePhiField, labels: tuple[StoredVolume, StoredVolume], points: Points
+) -> Tensor:
+    """1 - mean soft Dice over the labels at the points, the mean of both directions."""
+    found = []
+    for here, inverse in zip(points, (False, True), strict=True):
+        target, source = reversed(labels) if inverse else labels
+        moved = here + field.displacement(here, inverse)
+        classes = target.nearest(here).unique()
+        classes = classes[classes != 0]
+        if len(classes):
+            a, b = target.shares(here, classes), source.shares(moved, classes)
+            found.append(1 - (2 * (a * b).sum(dim=0) / (a**2 + b**2).sum(dim=0)).mean())
+    return torch.stack(found).mean() if found else points[0].new_zeros(())
 
 
 def _similarity(

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..errors import UsageError
-from ..field.config import CONFIGURATIONS, FieldConfig
-from ..field.encoder import EncoderConfig
-from ..field.model import ModelConfig
-from ..files import make_folder
+from ..field.model import ModelConfig, NePhiModel
+from ..files import make_folder, remove_leftovers, sha256
 from ..learning.optimise import Progress
-from ..learning.settings import OptimisationSettings
 from ..presets import preset
-from .checkpoint import read_tensors
-from .data import FilePath, files_of, load_subjects, scale_of
-from .loop import STATE, STATE_FORMAT, WEIGHTS, TrainingRun, TrainingSettings
+from .cache import load_subjects
+from .checkpoint import load_model
+from .config import TrainingConfig
+from .files import FilePath, Files, files_of, split
+from .loop import TrainingRun
+from .records import WEIGHTS
+from .signals import Stop
+from .state import STATE
+from .subject import scale_of
+
+CACHE = 'cache'
+"""Prepared images, in the folder of a training that is given no other."""
+
+EXTRA = ('accelerate', 'tensorboardX')
 
 
 def train(
@@ -27,49 +38,43 @@ def train(
     *,
     masks: Sequence[FilePath] | None = None,
     labels: Sequence[FilePath] | None = None,
-    modality: str = 'brain',
-    field: str | FieldConfig = 'compact',
-    grid: int = 81,
-    epochs: int = 100,
-    steps_per_epoch: int = 100,
-    batch_size: int = 1,
-    learning_rate: float = 1e-4,
-    seed: int = 0,
+    held_out: Sequence[str] = (),
+    config: TrainingConfig | None = None,
+    weights: FilePath | None = None,
+    cache: FilePath | None = None,
     device: str = 'cpu',
     threads: int | None = None,
     resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
+    **changes: Any,
 ) -> Path:
-    """Train an encoder and the fields' networks on random pairs of images, without truth.
+    """Train an encoder and the fields' networks on random pairs of images.
 
     A pair is registered in both directions by one code. The loss is that of instance optimisation
-    at random points (NePhi, section 3.3): similarity, gradient inverse consistency, latent prior.
+    at random points (NePhi, section 3.3): similarity, gradient inverse consistency, latent prior;
+    beside it the known maps of simulated pairs, and label maps if ``dice_weight`` is given.
 
     Parameters
     ----------
     images
         Files, one for each person, on any grids.
     output_dir
-        Gets ``weights.safetensors``, ``history.json`` (means of each epoch) and what is needed to
-        go on: ``training.safetensors``, ``affines.json``. All are written after each epoch.
+        Gets ``weights.safetensors``, ``best.safetensors`` (the best validation),
+        ``history.json`` and ``.csv`` (means of each epoch), ``config.toml``, ``tensorboard/``, and
+        what is needed to go on, ``training.safetensors``.
     masks
         What is compared, one for each image on its grid; rough foregrounds when None.
     labels
-        Label maps, one for each image on its grid. They are watched, not learned from: the
-        history then holds the mean Dice at the points of each epoch, before and after.
-    modality
-        'brain', 'lung' or 'other': preparation, similarity and weights of the loss.
-    field
-        'compact', 'published' or sizes. The local code gets the encoder's number of nodes.
-    grid
-        Nodes along each axis of the cube that the encoder sees; 2^k m + 1 suits it best.
-    epochs, steps_per_epoch, batch_size
-        Passes, steps of each, and pairs of each step.
-    learning_rate
-        Of Adam.
-    seed
-        Of all random draws. The same seed, threads and processor type give the same weights,
-        whether the training was interrupted or not.
+        Label maps, one for each image on its grid. They are watched: the history then holds the
+        mean Dice at the points of each epoch, before and after.
+    held_out
+        Images that are only validated on: paths, file names or labels of people.
+    config
+        Architecture, loss, augmentation, schedule; the defaults of the modality when None.
+    weights
+        Weights of the same architecture to start from, with a fresh optimiser.
+    cache
+        Folder of prepared images, which trainings may share; ``output_dir/cache`` when None.
     device
         'cpu', 'cuda' or 'cuda:N'.
     threads
@@ -78,91 +83,140 @@ def train(
         Go on where a training of the same folder, images and settings stopped.
     progress
         Called after each step; the level is the epoch.
+    **changes
+        Single values of the config by their names, such as ``epochs=10``, ``grid=81``,
+        ``augmentation='none'``; see :class:`nephi_pipe.training.config.TrainingConfig`.
 
     Returns
     -------
     Path
-        ``output_dir/weights.safetensors``.
+        ``output_dir/weights.safetensors``. The same seed, threads and processor type give the same
+        weights, whether the training was interrupted or not.
 
     Raises
     ------
     UsageError
-        Fewer than two images, numbers that cannot be, no such device, or a folder that holds
-        another training.
+        Fewer than two images or images of several modalities, numbers that cannot be, no such
+        device, a folder that holds another training, weights of another architecture, or the extra
+        ``train`` is not installed.
     InputDataError
         An image, mask or label map that cannot be used, or a damaged file of the training.
+    StorageError
+        There is no space left.
+    TryAgainError
+        A signal told it to stop; its state is saved.
 
     >>> train(['one.nii.gz'], 'weights')
     Traceback (most recent call last):
     nephi_pipe.errors.UsageError: Training was given 1 image(s); expected two images or more, ...
     """
     files = files_of(images, masks, labels)
-    _check_numbers(
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-    )
-    _check_device(device)
-    chosen = preset(modality)
-    chosen = replace(chosen, optimisation=_at_points(chosen.optimisation))
-    sizes, encoder = _sizes(field, grid)
+    config = (config or TrainingConfig.of(changes.get('modality', 'brain'))).changed(**changes)
+    used, kept = split(files, held_out)
+    _check_extra()
+    accelerator = _accelerator(device, config.training.precision)
+    start = _start(weights, config)
     folder = make_folder(output_dir)
-    stopped = None
-    if resume and (folder / STATE).exists():
-        stopped = read_tensors(folder / STATE, STATE_FORMAT)
     if threads:
         torch.set_num_threads(threads)
-    subjects = load_subjects(files, chosen, device, folder)
+    chosen = preset(config.modality)
+    chosen = replace(chosen, optimisation=config.loss.for_points(chosen.optimisation))
+    with accelerator.main_process_first():
+        subjects = load_subjects(
+            [*used, *kept], chosen, config.encoder.grid, Path(cache or folder / CACHE)
+        )
     run = TrainingRun(
         folder,
-        ModelConfig(sizes, encoder, scale_of(subjects, chosen.margin_mm), modality),
-        TrainingSettings(steps_per_epoch, batch_size, learning_rate, seed),
+        _architecture(config, scale_of(subjects, chosen.margin_mm), start),
+        config,
+        subjects[: len(used)],
+        subjects[len(used) :],
+        _described(used, 'training') + _described(kept, 'validation'),
         chosen,
-        subjects,
-        [one.checksums for one in files],
-        device,
+        accelerator,
+        start,
+        sha256(weights) if weights else '',
     )
-    if stopped:
-        run.restore(*stopped, epochs)
-    # A folder that cannot be written to is found out now rather than after an epoch.
-    run.save()
-    run.go_on(epochs, progress)
+    if resume and (folder / STATE).exists():
+        run.state.restore()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        # A folder that cannot be written to is found out now rather than after an epoch.
+        remove_leftovers(folder)
+        run.state.save()
+        run.records.write_config()
+        run.records.write()
+    with Stop() as stop:
+        run.go_on(progress, stop)
     return folder / WEIGHTS
 
 
-def _sizes(field: str | FieldConfig, grid: int) -> tuple[FieldConfig, EncoderConfig]:
-    if isinstance(field, str):
-        if field not in CONFIGURATIONS:
-            raise UsageError(
-                f'There is no field "{field}"; expected one of {", ".join(CONFIGURATIONS)}.'
+def _architecture(
+    config: TrainingConfig, scale_mm: float, start: NePhiModel | None
+) -> ModelConfig:
+    """Sizes of the model; the scale is that of the weights it starts from."""
+    if start is not None:
+        scale_mm = start.config.scale_mm
+    return ModelConfig(config.field, config.encoder, scale_mm, config.modality)
+
+
+def _start(weights: FilePath | None, config: TrainingConfig) -> NePhiModel | None:
+    """The model in a file, in float32."""
+    if weights is None:
+        return None
+    model = load_model(weights)
+    own, wanted = model.config, (config.field, config.encoder)
+    if (own.field, own.encoder) != wanted:
+        names = [
+            f'{name} {found!r} instead of {value!r}'
+            for part, expected in zip((own.field, own.encoder), wanted, strict=True)
+            for (name, found), value in zip(
+                part.as_dict().items(), expected.as_dict().values(), strict=True
             )
-        field = CONFIGURATIONS[field]
-    if field.ndim != 3:
-        raise UsageError(f'The field has {field.ndim} axes; expected 3, as the images have.')
-    # Normalised by groups of channels, an image's code does not depend on its batch.
-    encoder = EncoderConfig(grid, 'group')
-    return replace(field, local_size=encoder.local_size), encoder
+            if found != value
+        ]
+        raise UsageError(
+            f'"{os.fspath(weights)}" has another architecture ({", ".join(names)}); expected that '
+            'of this training. Give its config, or other weights.'
+        )
+    return model.float()
 
 
-def _at_points(settings: OptimisationSettings) -> OptimisationSettings:
-    """The settings of optimisation, their windows replaced by what single points can show."""
-    if settings.similarity == 'windowed-ncc':
-        return replace(settings, similarity='local-ncc')
-    return settings
+def _described(files: Sequence[Files], use: str) -> list[dict[str, str]]:
+    return [{**one.checksums, 'use': use} for one in files]
 
 
-def _check_numbers(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not value > 0:
-            raise UsageError(f'{name} is {value}; expected a number above 0.')
+def _check_extra() -> None:
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f'Training needs {" and ".join(missing)}, which registering does not; expected the '
+            "extra to be installed. Run: pip install 'nephi-pipe[train]'"
+        )
 
 
-def _check_device(device: str) -> None:
+def _accelerator(device: str, precision: str) -> Any:
+    """Accelerate's own object for a device; processes that a launcher started find each other."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f'The device "{device}" cannot be used ({str(error).splitlines()[0]}); expected cpu, '
             'cuda or cuda:N. Use cpu, or make the GPU visible.'
+        ) from error
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    # A second training of one process may ask for another device or precision.
+    if not torch.distributed.is_initialized():
+        for shared in (AcceleratorState, GradientState, PartialState):
+            shared._reset_state()
+    kind, _, number = device.partition(':')
+    if kind == 'cuda' and number and 'LOCAL_RANK' not in os.environ:
+        torch.cuda.set_device(int(number))
+    try:
+        return Accelerator(cpu=kind == 'cpu', mixed_precision=precision)
+    except ValueError as error:
+        raise UsageError(
+            f'The precision {precision} cannot be had on "{device}" ({error}); use no.'
         ) from error
