@@ -141,7 +141,8 @@ class NePhiModel(nn.Module):
         extents
             Half the size of each pair's box, normalised.
         """
-        return self.fields(*self.encoder(images), extents)
+        global_codes, local_codes = self.encoder(images)
+        return self.fields(global_codes, local_codes, extents)
 
     def fields(
         self, global_codes: Tensor, local_codes: Tensor, extents: Sequence[Sequence[float]]

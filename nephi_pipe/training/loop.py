@@ -62,8 +62,9 @@ class PairLosses(nn.Module):
         cubes = [pair.cubes(size, str(device), augmentation, generator) for pair in pairs]
         codes = self.model.encoder(torch.stack(cubes))
         with torch.autocast(device.type, enabled=False):
-            codes = [code.float() for code in codes]
-            fields = self.model.fields(*codes, [pair.extent for pair in pairs])
+            global_codes, local_codes = (code.float() for code in codes)
+            extents = [pair.extent for pair in pairs]
+            fields = self.model.fields(global_codes, local_codes, extents)
             found = [
                 self._of_pair(pair, field, generator)
                 for pair, field in zip(pairs, fields, strict=True)

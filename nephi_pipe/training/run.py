@@ -165,15 +165,14 @@ def _start(weights: FilePath | None, config: TrainingConfig) -> NePhiModel | Non
     if weights is None:
         return None
     model = load_model(weights)
-    own, wanted = model.config, (config.field, config.encoder)
-    if (own.field, own.encoder) != wanted:
+    own, wanted = (
+        {**one.field.as_dict(), **one.encoder.as_dict()} for one in (model.config, config)
+    )
+    if own != wanted:
         names = [
-            f'{name} {found!r} instead of {value!r}'
-            for part, expected in zip((own.field, own.encoder), wanted, strict=True)
-            for (name, found), value in zip(
-                part.as_dict().items(), expected.as_dict().values(), strict=True
-            )
-            if found != value
+            f'{name} {own[name]!r} instead of {value!r}'
+            for name, value in wanted.items()
+            if own[name] != value
         ]
         raise UsageError(
             f'"{os.fspath(weights)}" has another architecture ({", ".join(names)}); expected that '
