@@ -176,7 +176,7 @@ def test_labels_from_a_file(tmp_path):
     )
     assert settings.participant_label == ('07', '01', '02')
     assert settings.session_label == ('a',)
-    with pytest.raises(NoInputError, match=r'"x\.txt" that --participant-label names'):
+    with pytest.raises(NoInputError, match=r'no file "x\.txt"; expected labels after'):
         parse_settings([*BASE, '--participant-label', 'x.txt'])
 
 

@@ -236,3 +236,30 @@ def test_installed_wheel_works_alone(tmp_path: Path) -> None:
         capture_output=True, text=True, cwd=tmp_path, env=clean, check=True,
     )  # fmt: skip
     assert Path(run.stdout.strip()).is_relative_to(site)
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r'^#+ (.+)$', text, re.MULTILINE)
+    plain = (re.sub(r'[^\w\- ]', '', heading.lower()) for heading in headings)
+    return {heading.replace(' ', '-') for heading in plain}
+
+
+@pytest.mark.parametrize(
+    'page',
+    [
+        path.relative_to(ROOT).as_posix()
+        for path in [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('benchmarks/*.md')]
+    ],
+)
+def test_pages_are_whole_and_their_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding='utf-8')
+    assert not re.findall(r'^@[A-Z]+@$', text, re.MULTILINE), 'a gap that was to be filled'
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if target.startswith('http'):
+            continue
+        name, _, anchor = target.partition('#')
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        if anchor and path.suffix == '.md':
+            assert anchor in anchors(path.read_text(encoding='utf-8')), target
