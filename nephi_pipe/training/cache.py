@@ -205,7 +205,7 @@ def _open(path: Path) -> Subject:
 
 def _map(path: Path, name: Any) -> np.ndarray:
     # Copy on write: torch wants arrays that could be written to, the file is never changed.
-    mapped = np.load(path / f'{name}.npy', mmap_mode='c', allow_pickle=False)
+    mapped = np.lib.format.open_memmap(path / f'{name}.npy', mode='c')
     return mapped.view(np.ndarray)
 
 
