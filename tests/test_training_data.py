@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,11 @@ from nephi_pipe.training.pairs import draw_pair, place_pair, simulate
 from nephi_pipe.training.settings import AUGMENTATIONS, Augmentation
 from nephi_pipe.training.subject import scale_of
 
+LOCAL = replace(
+    preset('brain'), optimisation=replace(preset('brain').optimisation, similarity='local-ncc')
+)
+"""Two channels of features."""
+
 STILL = AUGMENTATIONS['none']
 
 
@@ -50,7 +56,7 @@ def files(people):
 def subjects(files, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
-        return load_subjects(files, preset('lung'), 25, tmp_path_factory.mktemp('cache'))
+        return load_subjects(files, LOCAL, 25, tmp_path_factory.mktemp('cache'))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -65,7 +71,7 @@ def draw(subjects, augmentation=STILL, seed: int = 0):
 
 
 def test_subjects_are_prepared_as_register_prepares_them(files, subjects) -> None:
-    chosen = preset('lung')
+    chosen = LOCAL
     for one, subject in zip(files, subjects, strict=True):
         image = load_image(one.image)
         expected = prepare(image, load_mask(one.mask).data, None, chosen).cropped()
@@ -232,7 +238,7 @@ def test_cubes_are_what_the_model_sees(subjects, files) -> None:
     cubes = pair.cubes(25, 'cpu', STILL, seeded())
     for cube, side, world in zip(cubes, (pair.fixed, pair.moving), pair.worlds, strict=True):
         one = files[next(i for i, other in enumerate(subjects) if other is side)]
-        native = prepare(load_image(one.image), load_mask(one.mask).data, None, preset('lung'))
+        native = prepare(load_image(one.image), load_mask(one.mask).data, None, LOCAL)
         expected = read_cube(native, pair.frame, world, 25)
         assert np.corrcoef(cube.ravel(), expected.ravel())[0, 1] > 0.99
         assert (cube - expected).square().mean().sqrt() < 0.15 * expected.std()
@@ -243,7 +249,7 @@ def test_the_scale_and_the_extent_hold_every_pair(subjects, files) -> None:
     for seed in range(6):
         pair = draw(subjects, seed=seed)
         assert pair.frame.scale_mm <= scale_mm <= 1.3 * pair.frame.scale_mm
-    prepared = [cache.prepared_of(one, preset('lung')) for one in files[:2]]
+    prepared = [cache.prepared_of(one, LOCAL) for one in files[:2]]
     frame, extent = frame_of(*prepared, np.eye(4), 6.0)
     pair = place_pair(*subjects[:2], 6.0, lambda *frame: frame, STILL, seeded())
     assert abs(pair.frame.scale_mm - frame.scale_mm) < 1e-6
