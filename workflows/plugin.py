@@ -313,6 +313,14 @@ def _work(connection: Any, cwd: str) -> None:
             connection.send(run_node(*task))
         except Exception:
             connection.send(failure(format_exc()))
+        _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Return what a node has freed to the system; glibc would keep it beside the next node's."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _end_with_parent(parent: int) -> None:
