@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -104,8 +105,10 @@ def elastix(files: Files, folder: Path, given: argparse.Namespace) -> dict:
         moving_mask=masks[1],
         number_of_threads=given.threads,
     )
+    target = str(folder / 'warp.nii.gz')
+    os.chdir(folder)  # it leaves a file of its own where it is run
     field = itk.transformix_deformation_field(images[1], transform)
-    itk.imwrite(field, str(folder / 'warp.nii.gz'))
+    itk.imwrite(field, target)
     return {'versions': {'itk-elastix': version('itk-elastix')}}
 
 
@@ -165,6 +168,7 @@ def main() -> None:
     parser.add_argument('--threads', type=int, required=True)
     parser.add_argument('--steps', type=int, help="of NePhi (default: the modality's)")
     given = parser.parse_args()
+    given.folder = given.folder.absolute()
     files = Files(*(getattr(given, name) for name in Files._fields))
     phases = METHODS[given.method](files, given.folder, given)
     (given.folder / 'phases.json').write_text(json.dumps(phases))
