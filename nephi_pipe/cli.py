@@ -19,19 +19,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .arguments import DIRECTION, MODALITIES, add_command, add_resources, count, positive
+from .cli_training import add_train
 from .errors import NePhiError, StorageError, TryAgainError, UsageError
 
-MODALITIES = ('brain', 'lung', 'other')
 XFM_FORMATS = ('h5', 'nii', 'field')
-FIELDS = ('compact', 'published')
-AUGMENTATIONS = ('none', 'published', 'mixed')
-TRAINING_PRESETS = ('lung-single-res',)
 INTERPOLATIONS = ('linear', 'nearest', 'cubic', 'labels')
-
-DIRECTION = """\
-A transform resamples the moving image onto the grid of the fixed image; so it maps points of the
-fixed image to points of the moving image (RAS+ mm).
-"""
 
 APPLY_DESCRIPTION = f"""\
 Resample an image, or map a table of points, by one transform or a chain of them.
@@ -45,15 +38,6 @@ image. A scan of A reaches the grid of C by
 
 A table of points (tab-separated, columns x, y, z in RAS+ mm) is mapped as points are: from the
 reference to the image. To carry points of the moving image to the fixed one, give the inverse.
-"""
-
-TRAIN_DESCRIPTION = """\
-Train weights on random pairs of images; nothing but the images is needed. This command alone needs
-the extra "train": pip install 'nephi-pipe[train]'
-
-The weights are for nephi register --weights OUT/weights.safetensors. A training that was stopped
-or killed goes on where its state was saved last when the same command is given again, and ends as
-if nothing had happened; with more --epochs a finished one goes on too.
 """
 
 LANDMARKS_DESCRIPTION = """\
@@ -100,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_apply(commands)
     _add_evaluate(commands)
     _add_landmarks(commands)
-    _add_train(commands)
+    add_train(commands)
     _add_info(commands)
     _add_hpc_script(commands)
     return parser
@@ -170,19 +154,8 @@ def _explain(error: Exception) -> NePhiError:
     )
 
 
-def _add_command(commands: Any, name: str, summary: str, description: str = '') -> Any:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=description or f'{summary[0].upper()}{summary[1:]}.\n\n{DIRECTION}',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
-    return parser
-
-
 def _add_register(commands: Any) -> None:
-    parser = _add_command(commands, 'register', 'register a moving image to a fixed one')
+    parser = add_command(commands, 'register', 'register a moving image to a fixed one')
     parser.add_argument('fixed', type=Path, metavar='FIXED', help='the image that stays')
     parser.add_argument('moving', type=Path, metavar='MOVING', help='the image that is warped')
     parser.add_argument(
@@ -197,7 +170,7 @@ def _add_register(commands: Any) -> None:
         help='where the fields start from (default: the shipped weights, if there are any)',
     )  # fmt: skip
     method.add_argument(
-        '--steps', type=_count, metavar='N',
+        '--steps', type=count, metavar='N',
         help='optimisation steps (default: of the modality; 0: only what the weights predict)',
     )  # fmt: skip
     method.add_argument(
@@ -209,8 +182,8 @@ def _add_register(commands: Any) -> None:
         help='start from this affine, fixed to moving (ITK .txt, .tfm, .mat or .h5), and '
         'estimate none',
     )  # fmt: skip
-    method.add_argument('--seed', type=_count, default=0, metavar='N', help='(default: 0)')
-    _add_resources(parser)
+    method.add_argument('--seed', type=count, default=0, metavar='N', help='(default: 0)')
+    add_resources(parser)
     output = parser.add_argument_group('what is written')
     output.add_argument(
         '--xfm-format', choices=XFM_FORMATS, default='h5',
@@ -221,7 +194,7 @@ def _add_register(commands: Any) -> None:
 
 
 def _add_apply(commands: Any) -> None:
-    parser = _add_command(commands, 'apply', 'resample an image or map points', APPLY_DESCRIPTION)
+    parser = add_command(commands, 'apply', 'resample an image or map points', APPLY_DESCRIPTION)
     parser.add_argument(
         'transforms', type=Path, nargs='+', metavar='TRANSFORM',
         help='.h5, .nii.gz or .safetensors of ours, or any ITK transform (.h5, .txt, .tfm, .mat)',
@@ -240,7 +213,7 @@ def _add_apply(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, 'evaluate', 'score a transform, of nephi or of another tool',
         'Score a transform: overlap of labels, distance of landmarks, folds, Jacobians.\n\n'
         f'{DIRECTION}\nSeveral transforms are listed as for nephi apply.',
@@ -264,7 +237,7 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_landmarks(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, 'landmarks', 'convert DIR-Lab landmarks to tables', LANDMARKS_DESCRIPTION
     )
     parser.add_argument(
@@ -279,132 +252,15 @@ def _add_landmarks(commands: Any) -> None:
         help='the image of each file, or one for both',
     )  # fmt: skip
     parser.add_argument(
-        '--size', type=_positive, nargs=3, metavar='N', help='voxels to the left, back and down'
+        '--size', type=positive, nargs=3, metavar='N', help='voxels to the left, back and down'
     )
     parser.add_argument(
         '--spacing', type=float, nargs=3, metavar='MM', help='their size in the same order'
     )
 
 
-def _add_train(commands: Any) -> None:
-    parser = _add_command(
-        commands, 'train', 'train weights on a list of images', TRAIN_DESCRIPTION
-    )
-    parser.add_argument(
-        'images', type=Path, nargs='+', metavar='IMAGE|BIDS',
-        help='two or more images, each of another person, or the folder of a BIDS data set',
-    )  # fmt: skip
-    parser.add_argument(
-        '-o', '--output', type=Path, required=True, metavar='OUT',
-        help='folder for weights, history and what is needed to go on',
-    )  # fmt: skip
-    parser.add_argument(
-        '--name', metavar='NAME', help='name of the experiment: a folder of its own in OUT'
-    )
-    data = parser.add_argument_group('what belongs to the images')
-    data.add_argument(
-        '--masks', type=Path, nargs='+', metavar='FILE',
-        help='where each image counts, in the same order (default: rough foregrounds)',
-    )  # fmt: skip
-    data.add_argument(
-        '--labels', type=Path, nargs='+', metavar='FILE',
-        help='a label map for each image, for the Dice in the history and for --dice-weight',
-    )  # fmt: skip
-    data.add_argument(
-        '--derivatives', action='append', default=[], metavar='[NAME=]PATH',
-        help='data set with masks and label maps of a BIDS folder; may be repeated',
-    )  # fmt: skip
-    data.add_argument(
-        '--participant-label', nargs='+', default=[], metavar='LABEL',
-        help='the people of a BIDS folder who take part, those of --validation included '
-        '(default: all)',
-    )  # fmt: skip
-    data.add_argument(
-        '--validation', nargs='+', default=[], metavar='LABEL|FILE',
-        help='images or people that are only validated on',
-    )  # fmt: skip
-    data.add_argument(
-        '--cache', type=Path, metavar='DIR',
-        help='prepared images, which trainings may share (default: cache in the output folder)',
-    )  # fmt: skip
-    _add_training_settings(parser)
-    _add_resources(parser)
-
-
-def _add_training_settings(parser: Any) -> None:
-    """What a config holds; an option that is given stands above the config."""
-    method = parser.add_argument_group(
-        'how it is trained', 'Defaults are those of the modality, of --preset or of --config.'
-    )
-    start = method.add_mutually_exclusive_group()
-    start.add_argument(
-        '--config', type=Path, metavar='FILE.toml',
-        help='train config, such as the config.toml that each training writes',
-    )  # fmt: skip
-    start.add_argument(
-        '--preset', choices=TRAINING_PRESETS, help='a published training, with its numbers'
-    )
-    method.add_argument('--modality', choices=MODALITIES, help='(default: brain)')
-    method.add_argument('--field', choices=FIELDS, help='sizes of the networks (default: compact)')
-    method.add_argument(
-        '--grid', type=_positive, metavar='N',
-        help='voxels along each axis of the images that the encoder sees (default: 81)',
-    )  # fmt: skip
-    method.add_argument('--epochs', type=_positive, metavar='N', help='(default: 100)')
-    method.add_argument('--steps-per-epoch', type=_positive, metavar='N', help='(default: 100)')
-    method.add_argument(
-        '--batch-size', type=_positive, metavar='N', help='pairs a step and device (default: 1)'
-    )
-    method.add_argument(
-        '--learning-rate', type=float, metavar='RATE', help='of Adam (default: 0.0001)'
-    )
-    method.add_argument(
-        '--learning-rate-step', type=_count, metavar='N',
-        help='epochs after which it is halved, again and again (default: 0, never)',
-    )  # fmt: skip
-    method.add_argument(
-        '--warm-up', type=_count, metavar='N', help='steps in which it rises (default: 100)'
-    )
-    method.add_argument(
-        '--augmentation', choices=AUGMENTATIONS,
-        help='poses, contrasts and simulated pairs (default: mixed); single values in a config',
-    )  # fmt: skip
-    method.add_argument(
-        '--dice-weight', type=float, metavar='W', help='learn from labels too (default: 0)'
-    )
-    method.add_argument(
-        '--eval-every', type=_period, metavar='N',
-        help='epochs between validations, -1 for never (default: 5)',
-    )  # fmt: skip
-    method.add_argument(
-        '--save-every', type=_positive, metavar='N', help='epochs between states (default: 1)'
-    )
-    method.add_argument('--seed', type=_count, metavar='N', help='(default: 0)')
-    method.add_argument(
-        '--weights', type=Path, metavar='FILE',
-        help='start from these weights, with a fresh optimiser (default: from random ones)',
-    )  # fmt: skip
-    method.add_argument(
-        '--precision', choices=('no', 'bf16', 'fp16'),
-        help='of the encoder (default: no, which is float32)',
-    )  # fmt: skip
-    method.add_argument(
-        '--devices', type=_positive, default=1, metavar='N',
-        help='processes with a device each, on this machine (default: 1)',
-    )  # fmt: skip
-    resume = method.add_mutually_exclusive_group()
-    resume.add_argument(
-        '--resume', action='store_true', default=True,
-        help='go on with an unfinished training of the folder (the default)',
-    )  # fmt: skip
-    resume.add_argument(
-        '--no-resume', dest='resume', action='store_false',
-        help='start anew where the folder holds an unfinished training',
-    )  # fmt: skip
-
-
 def _add_info(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, 'info', 'say what a transform, field or weights file is',
         'Say what a transform, field or weights file is and where it comes from.',
     )  # fmt: skip
@@ -412,7 +268,7 @@ def _add_info(commands: Any) -> None:
 
 
 def _add_hpc_script(commands: Any) -> None:
-    parser = _add_command(
+    parser = add_command(
         commands, 'hpc-script', 'write a SLURM job array for a BIDS data set', HPC_DESCRIPTION
     )
     parser.add_argument('bids_dir', type=Path, metavar='BIDS', help='the data set')
@@ -437,7 +293,7 @@ def _add_hpc_script(commands: Any) -> None:
     )  # fmt: skip
     asked = parser.add_argument_group('what SLURM is asked for, for each person')
     asked.add_argument(
-        '--cpus', type=_positive, default=2, metavar='N', help='processors (default: 2)'
+        '--cpus', type=positive, default=2, metavar='N', help='processors (default: 2)'
     )
     asked.add_argument(
         '--mem', metavar='SIZE', help='memory, such as 8G (default: what the data set needs)'
@@ -446,7 +302,7 @@ def _add_hpc_script(commands: Any) -> None:
         '--time', metavar='LIMIT', help='as for sbatch (default: what the data set needs)'
     )
     asked.add_argument(
-        '--at-once', type=_positive, metavar='N', help='most tasks at a time (default: no limit)'
+        '--at-once', type=positive, metavar='N', help='most tasks at a time (default: no limit)'
     )
     asked.add_argument(
         '--sbatch', action='append', default=[], metavar='OPTION',
@@ -470,32 +326,3 @@ def _add_pair_files(parser: Any, exclude: bool) -> None:
         '--fixed-landmarks', type=Path, metavar='FILE.tsv', help='columns x, y, z in RAS+ mm'
     )
     group.add_argument('--moving-landmarks', type=Path, metavar='FILE.tsv', help='the same rows')
-
-
-def _add_resources(parser: Any) -> None:
-    group = parser.add_argument_group('resources')
-    group.add_argument(
-        '--device', default='cpu', metavar='{cpu,cuda,cuda:N}', help='(default: cpu)'
-    )
-    group.add_argument(
-        '--threads', type=_positive, metavar='N', help='(default: the processors one may use)'
-    )
-
-
-def _count(text: str) -> int:
-    """A whole number of zero or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'expected a whole number of 0 or more, not "{text}"')
-    return int(text)
-
-
-def _period(text: str) -> int:
-    """A whole number of one or more, or -1 for never."""
-    return -1 if text == '-1' else _positive(text)
-
-
-def _positive(text: str) -> int:
-    """A whole number of one or more."""
-    if _count(text) == 0:
-        raise argparse.ArgumentTypeError('expected a whole number of 1 or more, not "0"')
-    return int(text)

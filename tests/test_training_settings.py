@@ -7,7 +7,7 @@ import torch
 from training_people import make_people, make_quick
 from training_run import FIELD, TINY
 
-from nephi_pipe import cli, commands, describe
+from nephi_pipe import cli, cli_training, commands, describe
 from nephi_pipe.bids_app.training_scans import find_training_scans
 from nephi_pipe.demo import DATASET, LABELS
 from nephi_pipe.errors import NoInputError, NothingSelectedError, UsageError
@@ -98,8 +98,8 @@ def test_the_learning_rate_rises_and_is_halved() -> None:
 
 
 def test_names_agree_everywhere() -> None:
-    assert set(cli.TRAINING_PRESETS) == set(PRESETS)
-    assert set(cli.AUGMENTATIONS) == set(AUGMENTATIONS)
+    assert set(cli_training.TRAINING_PRESETS) == set(PRESETS)
+    assert set(cli_training.AUGMENTATIONS) == set(AUGMENTATIONS)
     names = {*commands.TRAINING_OPTIONS, *SETTINGS} - {'modality', 'field', 'grid'}
     parts = (Schedule, Loss, TrainingConfig)
     known = {one.name for part in parts for one in dataclasses.fields(part)}

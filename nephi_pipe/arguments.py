@@ -1,0 +1,55 @@
+"""Arguments that several commands of ``nephi`` have, and what their values may be."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+MODALITIES = ('brain', 'lung', 'other')
+
+DIRECTION = """\
+A transform resamples the moving image onto the grid of the fixed image; so it maps points of the
+fixed image to points of the moving image (RAS+ mm).
+"""
+
+
+def add_command(commands: Any, name: str, summary: str, description: str = '') -> Any:
+    """A subcommand with its help."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description or f'{summary[0].upper()}{summary[1:]}.\n\n{DIRECTION}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    return parser
+
+
+def add_resources(parser: Any) -> None:
+    """Device and threads."""
+    group = parser.add_argument_group('resources')
+    group.add_argument(
+        '--device', default='cpu', metavar='{cpu,cuda,cuda:N}', help='(default: cpu)'
+    )
+    group.add_argument(
+        '--threads', type=positive, metavar='N', help='(default: the processors one may use)'
+    )
+
+
+def count(text: str) -> int:
+    """A whole number of zero or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'expected a whole number of 0 or more, not "{text}"')
+    return int(text)
+
+
+def period(text: str) -> int:
+    """A whole number of one or more, or -1 for never."""
+    return -1 if text == '-1' else positive(text)
+
+
+def positive(text: str) -> int:
+    """A whole number of one or more."""
+    if count(text) == 0:
+        raise argparse.ArgumentTypeError('expected a whole number of 1 or more, not "0"')
+    return int(text)
