@@ -20,6 +20,7 @@ from ..field.interpolate import separable
 from ..field.siren import fourier_features
 from .regularity import bending_energy, point_regularity
 from .sampling import Lattice, Occupancy
+from .schedule import plan, rate_at, settled
 from .settings import Level, OptimisationSettings
 from .similarity import (
     gaussian_windows,
@@ -41,10 +42,6 @@ _WATCHED = 64
 
 _FEATURES = slice(0, -1)
 """The channels of a volume that are compared; the last one is the weight."""
-
-_STRETCH = 15
-_STILL = 2e-4
-"""A level ends when its mean dissimilarity falls by less than this from stretch to stretch."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +132,12 @@ def optimise(
     whole = 1 + _GLOBAL_SHARE * (settings.similarity == 'windowed-ncc')
     begin = time.monotonic()
     with _Workers(threads, field.frequencies.device) as workers:
-        for number, level, planned in _plan(settings):
+        for number, level, planned in plan(settings):
             step_of_level = _Step(field, pair_at(level), level, settings, scale_mm, workers)
             reached: list[float] = []
             for step in planned:
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                    group['lr'] = rate * _schedule(step, settings.steps)
+                    group['lr'] = rate * rate_at(step, settings.steps)
                 dissimilarity, regularity = step_of_level(optimiser, generator, watched)
                 reached.append(dissimilarity)
                 similarity = 1 - dissimilarity / whole
@@ -154,41 +151,9 @@ def optimise(
                 if progress:
                     progress(history[-1])
                 # Slabs that differ from step to step say too little of how far one is.
-                if level.coverage == 1 and _settled(reached):
+                if level.coverage == 1 and settled(reached):
                     break
     return history
-
-
-def _plan(settings: OptimisationSettings) -> list[tuple[int, Level, range]]:
-    """(number, level, its steps) of each level that gets a step."""
-    total = sum(level.share for level in settings.levels)
-    plan, start, share = [], 0, 0.0
-    for number, level in enumerate(settings.levels):
-        share += level.share
-        end = round(settings.steps * share / total)
-        if end > start:
-            plan.append((number, level, range(start, end)))
-        start = end
-    return plan
-
-
-def _settled(reached: list[float]) -> bool:
-    """Whether a level's dissimilarity has stopped falling: never by the clock.
-
-    The means of the last two stretches of steps are compared; what jitters between steps by
-    chance is averaged out.
-    """
-    if len(reached) < 2 * _STRETCH:
-        return False
-    before = sum(reached[-2 * _STRETCH : -_STRETCH]) / _STRETCH
-    after = sum(reached[-_STRETCH:]) / _STRETCH
-    return before - after < _STILL
-
-
-def _schedule(step: int, steps: int) -> float:
-    """Warm-up over ten steps, then a cosine down to 2 %."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
-    return (0.02 + 0.98 * cosine) * min(1.0, (step + 1) / 10)
 
 
 class _Workers:
