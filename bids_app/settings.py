@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from .. import __version__
 from ..errors import InputDataError, UnknownLevelError, UsageError
 from ..files import write_text
-from ..reading import MOST_JSON_BYTES, read_text
+from ..reading import MOST_JSON_BYTES, parse_toml, read_text
 from .resources import available_cpus, available_memory_gb
 
 LEVELS = ('participant', 'group')
@@ -147,14 +147,10 @@ def read_settings(path: str | os.PathLike) -> dict[str, Any]:
     UsageError
         It holds a setting that does not exist, or one of another type.
     """
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
     text = read_text(path, 'a configuration in TOML', MOST_JSON_BYTES)
     try:
-        tables = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+        tables = parse_toml(text)
+    except ValueError as error:
         raise InputDataError(
             f'The configuration file "{path}" is not TOML ({error}); expected a file like the '
             'one that each run writes to logs/ in its output folder.'

@@ -97,6 +97,27 @@ def read_text(path: str | os.PathLike, expected: str, most: int = MOST_TEXT_BYTE
         ) from error
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """What a TOML text holds.
+
+    Raises
+    ------
+    ValueError
+        It is no TOML, or too deep.
+
+    >>> parse_toml('a = [1, 2]')
+    {'a': [1, 2]}
+    """
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+
+
 def parse_json(text: str) -> Any:
     """What a JSON text holds.
 

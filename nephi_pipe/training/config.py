@@ -12,7 +12,7 @@ from ..errors import NePhiError, UsageError
 from ..field.config import COMPACT, CONFIGURATIONS, PUBLISHED, FieldConfig
 from ..field.encoder import EncoderConfig
 from ..presets import preset
-from ..reading import MOST_JSON_BYTES, read_text
+from ..reading import MOST_JSON_BYTES, parse_toml, read_text
 from .settings import AUGMENTATIONS, Augmentation, Loss, Schedule
 
 
@@ -145,14 +145,8 @@ def read_config(path: str | os.PathLike) -> TrainingConfig:
         There is none, it is not TOML, or it says what cannot be.
     """
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-
-    text = read_text(path, 'a train config (TOML)', MOST_JSON_BYTES)
-    try:
-        tables = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+        tables = parse_toml(read_text(path, 'a train config (TOML)', MOST_JSON_BYTES))
+    except ValueError as error:
         raise UsageError(f'"{path}" is not TOML ({error}); correct it.') from error
     return TrainingConfig.from_dict(tables, f'"{path}"')
 
