@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from .peers import run_greedy, save_nephi
+
 MASK_MARGIN_MM = 5.0
 
 GREEDY_AFFINE = '-a -dof 12 -ia-image-centers -m NCC 4x4x4 -n 100x50x10'
@@ -57,30 +59,13 @@ def nephi(files: Files, folder: Path, given: argparse.Namespace) -> dict:
         steps=given.steps,
         threads=given.threads,
     )
-    for name, inverse in (('transform', False), ('inverse', True)):
-        registration.save_transform(folder / f'{name}.h5', inverse=inverse)
-    registration.save_field(folder / 'field.safetensors')
-    seconds = registration.provenance['seconds']
-    phases = {
-        'affine_s': seconds['affine'],
-        'deformable_s': seconds['total'] - seconds['affine'],
-        'steps': len(registration.history),
-    }
-    return phases | {'versions': {name: version(name) for name in ('nephi-pipe', 'torch')}}
+    return save_nephi(registration, folder)
 
 
 def greedy(files: Files, folder: Path, given: argparse.Namespace) -> dict:
     """Greedy's affine and deformable registration, NCC in the dilated masks."""
-    from picsl_greedy import Greedy3D
-
-    program, common = Greedy3D(), _greedy_common(files, folder, given)
-    matrix = folder / 'affine.mat'
-    started = time.monotonic()
-    program.execute(f'{common} {GREEDY_AFFINE} -o {matrix}')
-    aligned = time.monotonic()
-    program.execute(f'{common} {GREEDY_DEFORMABLE} -it {matrix} -o {folder / "warp.nii.gz"}')
-    phases = {'affine_s': aligned - started, 'deformable_s': time.monotonic() - aligned}
-    return phases | {'versions': {'picsl-greedy': version('picsl-greedy')}}
+    common = _greedy_common(files, folder, given)
+    return run_greedy(common, GREEDY_AFFINE, GREEDY_DEFORMABLE, folder)
 
 
 def elastix(files: Files, folder: Path, given: argparse.Namespace) -> dict:

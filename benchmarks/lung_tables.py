@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
-from .tables import NAMES, NETWORK_COLUMNS, Column, circumstances, finite, table
+from .tables import COST_AND_FOLDS, NAMES, NETWORK_COLUMNS, Column, circumstances, table
 
 SUSPECT_ROW = 20
 """Of the real pair: 11 to 14 mm off under every registration tried, probably a wrong landmark."""
@@ -39,13 +39,7 @@ COLUMNS: tuple[Column, ...] = (
     ('without row 20', lambda r: _tre(np.mean, False)(r) if is_real(r) else None, '.3f'),
     ('lung Dice', lambda record: record['scores']['dice']['after']['mean'], '.4f'),
     ('seconds', lambda record: record['wall_s'], '.1f'),
-    ('of it affine', lambda record: record['phases'].get('affine_s'), '.1f'),
-    ('CPU seconds', lambda record: record['cpu_s'], '.1f'),
-    ('peak MiB', lambda record: record['peak_mib'], '.0f'),
-    ('folds, central %', finite('central_percent'), '.4f'),
-    ('folds, digital %', finite('digital_percent'), '.4f'),
-    ('NDV %', finite('ndv_percent'), '.4f'),
-    ('SDlogJ', lambda record: record['scores']['jacobian']['total']['sd_log'], '.3f'),
+    *COST_AND_FOLDS,
 )
 
 

@@ -14,6 +14,7 @@ import json
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 GREEDY_AFFINE = '-a -dof 12 -ia-image-centers -m NCC 2x2x2 -n 100x50x10'
 GREEDY_DEFORMABLE = '-m WNCC 2x2x2 -n 100x50x10 -s 1.732vox 0.7071vox'
@@ -27,6 +28,11 @@ def nephi(fixed: Path, moving: Path, folder: Path, threads: int) -> dict:
     from nephi_pipe import register
 
     registration = register(fixed, moving, threads=threads)
+    return save_nephi(registration, folder)
+
+
+def save_nephi(registration: Any, folder: Path) -> dict:
+    """Write both transforms and the field; what is told of a registration by NePhi."""
     for name, inverse in (('transform', False), ('inverse', True)):
         registration.save_transform(folder / f'{name}.h5', inverse=inverse)
     registration.save_field(folder / 'field.safetensors')
@@ -41,15 +47,20 @@ def nephi(fixed: Path, moving: Path, folder: Path, threads: int) -> dict:
 
 def greedy(fixed: Path, moving: Path, folder: Path, threads: int) -> dict:
     """Greedy's affine, then its deformable registration with windowed NCC."""
+    return run_greedy(
+        f'-i {fixed} {moving} -threads {threads}', GREEDY_AFFINE, GREEDY_DEFORMABLE, folder
+    )
+
+
+def run_greedy(common: str, affine: str, deformable: str, folder: Path) -> dict:
+    """Greedy's two stages with their options, timed."""
     from picsl_greedy import Greedy3D
 
-    program = Greedy3D()
-    common = f'-i {fixed} {moving} -threads {threads}'
-    matrix = folder / 'affine.mat'
+    program, matrix = Greedy3D(), folder / 'affine.mat'
     started = time.monotonic()
-    program.execute(f'{common} {GREEDY_AFFINE} -o {matrix}')
+    program.execute(f'{common} {affine} -o {matrix}')
     aligned = time.monotonic()
-    program.execute(f'{common} {GREEDY_DEFORMABLE} -it {matrix} -o {folder / "warp.nii.gz"}')
+    program.execute(f'{common} {deformable} -it {matrix} -o {folder / "warp.nii.gz"}')
     phases = {'affine_s': aligned - started, 'deformable_s': time.monotonic() - aligned}
     return phases | {'versions': {'picsl-greedy': version('picsl-greedy')}}
 
