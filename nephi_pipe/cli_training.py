@@ -8,8 +8,8 @@ from typing import Any
 from .arguments import MODALITIES, add_command, add_resources, count, period, positive
 
 FIELDS = ('compact', 'published')
-AUGMENTATIONS = ('none', 'published', 'mixed')
-TRAINING_PRESETS = ('lung-single-res',)
+AUGMENTATIONS = ('none', 'published', 'mixed', 'posed')
+TRAINING_PRESETS = ('brain', 'lung-single-res')
 
 TRAIN_DESCRIPTION = """\
 Train weights on random pairs of images; nothing but the images is needed. This command alone needs
@@ -76,7 +76,9 @@ def _add_settings(parser: Any) -> None:
         help='train config, such as the config.toml that each training writes',
     )  # fmt: skip
     start.add_argument(
-        '--preset', choices=TRAINING_PRESETS, help='a published training, with its numbers'
+        '--preset',
+        choices=TRAINING_PRESETS,
+        help='that of the brain weights that ship, or a published one, with its numbers',
     )
     method.add_argument('--modality', choices=MODALITIES, help='(default: brain)')
     method.add_argument('--field', choices=FIELDS, help='sizes of the networks (default: compact)')

@@ -257,7 +257,8 @@ def test_a_checkpoint_says_what_it_is(people, quick, tmp_path) -> None:
         header = json.loads(stream.metadata()['nephi'])
     assert header['format'] == 'nephi-weights-1'
     assert header['architecture']['field']['local_size'] == 13
-    assert header['architecture']['encoder'] == {'grid': 25, 'norm': 'group'}
+    encoder = {'grid': 25, 'norm': 'group', 'kind': 'pyramid'}
+    assert header['architecture']['encoder'] == encoder
     assert header['architecture']['modality'] == 'brain'
     trained = header['training']
     assert trained['settings']['training']['seed'] == 1 and trained['last_epoch']['epoch'] == 2

@@ -48,6 +48,9 @@ class FieldConfig:
     code_reading
         How the local code is read between its nodes: 'linear' as published, or 'cubic', which
         makes the whole map smooth to the second derivative.
+    code_skip
+        Whether the local code also moves points directly, by a linear layer beside the MLP
+        (not published): an encoder then learns where things go before the MLP can say more.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class FieldConfig:
     local_channels: int = 32
     local_size: int = 22
     code_reading: str = 'linear'
+    code_skip: bool = False
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
@@ -90,6 +94,11 @@ class FieldConfig:
             raise UsageError(
                 f"The field's code is read as {self.code_reading!r}; expected one of "
                 f'{", ".join(READINGS)}.'
+            )
+
+        if type(self.code_skip) is not bool:
+            raise UsageError(
+                f"The field's code_skip is {self.code_skip!r}; expected true or false."
             )
 
     @property

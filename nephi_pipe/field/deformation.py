@@ -53,8 +53,7 @@ class NePhiField(nn.Module):
         """Displacement at ``points`` (N, d), same units, differentiable (twice)."""
         points = torch.maximum(torch.minimum(points, self.extent), -self.extent)
         features = fourier_features(points, self.frequencies)
-        local = read_grid(self.code.local_code, points, self.config.code_reading)
-        return self.networks[int(inverse)](features, local, self.code.global_code)
+        return self.networks[int(inverse)](features, *self._codes(points))
 
     def displacement_and_gradient(
         self, points: Tensor, inverse: bool = False
@@ -66,14 +65,20 @@ class NePhiField(nn.Module):
         inside = (points.abs() <= self.extent).to(points.dtype)
         points = torch.maximum(torch.minimum(points, self.extent), -self.extent)
         features, d_features = fourier_features_with_gradient(points, self.frequencies)
-        local, d_local = read_grid_with_gradient(
-            self.code.local_code, points, self.config.code_reading
-        )
+        codes = self._codes_with_gradient(points)
         network = self.networks[int(inverse)]
-        value, tangents = network.with_tangents(
-            features, d_features, local, d_local, self.code.global_code
-        )
+        value, tangents = network.with_tangents(features, d_features, *codes)
         return value, tangents.permute(1, 2, 0) * inside[:, None, :]
+
+    def _codes(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Local code at points (N, Cl), and the global code."""
+        local = read_grid(self.code.local_code, points, self.config.code_reading)
+        return local, self.code.global_code
+
+    def _codes_with_gradient(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Likewise, with the local code's derivative along each axis (d, N, Cl) between them."""
+        local = read_grid_with_gradient(self.code.local_code, points, self.config.code_reading)
+        return *local, self.code.global_code
 
     @torch.no_grad()
     def displacement_in_chunks(self, points: Tensor, inverse: bool = False) -> Tensor:

@@ -6,18 +6,25 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from .config import FieldConfig
 
 NORMS = ('batch', 'group')
+KINDS = ('pyramid', 'unet')
 
 _SLOPE = 0.2
 _HIDDEN = 256
 _FIRST_CHANNELS, _LAST_CHANNELS = 8, 256
 _PUBLISHED_LAYERS = 6
 _CHANNELS_A_GROUP = 8
+_UNET_CHANNELS = (32, 64, 96, 128)
+_UNET_FIRST = 16
+_SMALL = 0.1
+_UNET_FINE = 128
+"""A U-Net sees grids above this through one more convolution, before its own sizes begin."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +37,38 @@ class EncoderConfig:
         Nodes of the images along each axis. 2^k m + 1 keeps the code's nodes on the images' own.
     norm
         'batch' (published, for batches of many pairs) or 'group' (each pair by itself).
+    kind
+        'pyramid' (published): the local code is what the convolutions know when they have its
+        size. 'unet': it is brought there from the smallest size, so that each of its nodes knows
+        the whole pair, with connections from the convolutions of the same size.
 
     Raises
     ------
     UsageError
-        The grid is too small for a local code, or there is no such normalisation.
+        The grid is too small for a local code, or there is no such normalisation or kind.
 
     >>> EncoderConfig().channels
     (8, 16, 32, 64, 128, 256)
     >>> EncoderConfig().sizes, EncoderConfig().local_size
     ((88, 44, 22, 11, 6, 3), 22)
+    >>> EncoderConfig(112, 'group', 'unet').sizes
+    (56, 28, 14, 7)
+    >>> EncoderConfig(224, 'group', 'unet').channels
+    (16, 32, 64, 96, 128)
     """
 
     grid: int = 175
     norm: str = 'batch'
+    kind: str = 'pyramid'
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise UsageError(
                 f'There is no normalisation "{self.norm}"; expected one of {", ".join(NORMS)}.'
+            )
+        if self.kind not in KINDS:
+            raise UsageError(
+                f'There is no encoder "{self.kind}"; expected one of {", ".join(KINDS)}.'
             )
         if self.grid < 1 or self.local_layer < 1:
             raise UsageError(
@@ -59,6 +79,8 @@ class EncoderConfig:
     @property
     def channels(self) -> tuple[int, ...]:
         """Channels after each convolution: doubled up to 256, more layers for large images."""
+        if self.kind == 'unet':
+            return (_UNET_FIRST,) * (self.local_layer - 1) + _UNET_CHANNELS
         layers = _PUBLISHED_LAYERS + max(0, round(math.log2(self.grid)) - 7)
         return tuple(min(_FIRST_CHANNELS * 2**layer, _LAST_CHANNELS) for layer in range(layers))
 
@@ -73,6 +95,8 @@ class EncoderConfig:
     @property
     def local_layer(self) -> int:
         """Number of the convolution, from 1, whose features become the local code."""
+        if self.kind == 'unet':
+            return 2 if self.grid > _UNET_FINE else 1
         return round(math.log2(self.grid)) - 4
 
     @property
@@ -115,19 +139,39 @@ class Encoder(nn.Module):
             )
         self.field, self.config = field, config
         channels = config.channels
+        unet, inputs = config.kind == 'unet', (2, *channels)
+
+        def block(before: int, after: int) -> nn.Sequential:
+            return _layer(field.ndim, before, after, 1, config.norm)
+
         self.layers = nn.ModuleList(
             _layer(field.ndim, before, after, 2, config.norm)
-            for before, after in zip((2, *channels), channels, strict=False)
+            for before, after in zip(inputs, channels, strict=False)
         )
-        self.to_local = _layer(
-            field.ndim, channels[config.local_layer - 1], field.local_channels, 1, config.norm
-        )
+        local_channels = channels[config.local_layer - 1]
+        if unet:
+            within = channels[config.local_layer - 1 :]
+            pairs = list(zip(within, within[1:], strict=False))
+            self.beside = nn.ModuleList(block(count, count) for count in within)
+            self.narrow = nn.ModuleList(block(coarse, fine) for fine, coarse in pairs)
+            self.join = nn.ModuleList(block(2 * fine, fine) for fine, _ in pairs)
+            self.refine = nn.ModuleList(block(fine, fine) for fine, _ in pairs)
+            self.to_local = {2: nn.Conv2d, 3: nn.Conv3d}[field.ndim](
+                local_channels, field.local_channels, 3, padding=1
+            )
+        else:
+            self.to_local = block(local_channels, field.local_channels)
+        nodes = 1 if unet else config.sizes[-1] ** field.ndim
         self.to_global = nn.Sequential(
-            nn.Linear(channels[-1] * config.sizes[-1] ** field.ndim, _HIDDEN),
+            nn.Linear(channels[-1] * nodes, _HIDDEN),
             nn.LeakyReLU(_SLOPE),
             nn.Linear(_HIDDEN, field.global_channels),
         )
         _initialise(self, generator)
+        if unet:
+            # Nothing normalises these: large random codes would make the first maps rough.
+            for last in (self.to_local, self.to_global[-1]):
+                last.weight.data *= _SMALL
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Predict codes.
@@ -141,11 +185,29 @@ class Encoder(nn.Module):
         -------
         Global codes (B, Cg) and local codes (B, S, ..., S, Cl), x first.
         """
+        if self.config.kind == 'unet':
+            return self._by_unet(images)
         for number, layer in enumerate(self.layers, start=1):
             images = layer(images)
             if number == self.config.local_layer:
                 local = self.to_local(images).movedim(1, -1).contiguous()
         return self.to_global(images.flatten(1)), local
+
+    def _by_unet(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        known, first = [], self.config.local_layer - 1
+        for layer in self.layers[:first]:
+            features = layer(features)
+        for layer, beside in zip(self.layers[first:], self.beside, strict=True):
+            features = layer(features)
+            features = features + beside(features)
+            known.append(features)
+        global_codes = self.to_global(features.flatten(2).mean(dim=2))
+        for number in reversed(range(len(known) - 1)):
+            finer = known[number]
+            features = F.interpolate(self.narrow[number](features), size=finer.shape[2:])
+            features = self.join[number](torch.cat([finer, features], dim=1))
+            features = features + self.refine[number](features)
+        return global_codes, self.to_local(features).movedim(1, -1).contiguous()
 
 
 def _layer(ndim: int, before: int, after: int, stride: int, norm: str) -> nn.Sequential:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 
-def read_grid(grid: Tensor, points: Tensor, kind: str = 'linear') -> Tensor:
+def read_grid(
+    grid: Tensor, points: Tensor, kind: str = 'linear', which: Tensor | None = None
+) -> Tensor:
     """Interpolate a grid at points, with border padding.
 
     Parameters
@@ -23,6 +25,8 @@ def read_grid(grid: Tensor, points: Tensor, kind: str = 'linear') -> Tensor:
     kind
         'linear', or 'cubic': the uniform cubic B-spline with these coefficients, which is smooth
         to the second derivative.
+    which
+        When ``grid`` is a stack of grids (G, S1, ..., Sd, C): which one each point reads, (N,).
 
     Returns
     -------
@@ -32,33 +36,35 @@ def read_grid(grid: Tensor, points: Tensor, kind: str = 'linear') -> Tensor:
     >>> read_grid(ramp, torch.tensor([[0.25], [2.0]])).ravel()
     tensor([0.2500, 1.0000])
     """
-    first, weights, _ = _taps(grid, points, kind)
-    nodes = _gather(grid, first, weights.shape[0])
+    shape = grid.shape[-1 - points.shape[1] : -1]
+    first, weights, _ = _taps(shape, points, kind)
+    nodes = _gather(grid, shape, first, weights.shape[0], which)
     return (_outer(weights, range(weights.shape[2]))[:, None] @ nodes)[:, 0]
 
 
 def read_grid_with_gradient(
-    grid: Tensor, points: Tensor, kind: str = 'linear'
+    grid: Tensor, points: Tensor, kind: str = 'linear', which: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As :func:`read_grid`, and its derivative along each axis, shape (d, N, C).
 
     Where a coordinate is outside of [-1, 1] the derivative along it is zero.
     """
-    first, weights, slopes = _taps(grid, points, kind)
+    shape = grid.shape[-1 - points.shape[1] : -1]
+    first, weights, slopes = _taps(shape, points, kind)
     axes = range(weights.shape[2])
     products = [_outer(weights, axes)]
     for axis in axes:
         factors = weights.clone()
         factors[:, :, axis] = slopes[:, :, axis]
         products.append(_outer(factors, axes))
-    nodes = _gather(grid, first, weights.shape[0])
+    nodes = _gather(grid, shape, first, weights.shape[0], which)
     read = torch.stack(products, dim=1) @ nodes
     return read[:, 0], read[:, 1:].movedim(1, 0)
 
 
-def _taps(grid: Tensor, points: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+def _taps(shape: torch.Size, points: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """First node (N, d) of each axis, and weights and slopes of its taps, (taps, N, d)."""
-    sizes = torch.tensor(grid.shape[:-1], device=points.device)
+    sizes = torch.tensor(shape, device=points.device)
     scale = (sizes - 1).to(points.dtype) / 2
     position = (points + 1) * scale
     inside = ((position >= 0) & (position <= sizes - 1)).to(points.dtype)
@@ -72,15 +78,19 @@ def _taps(grid: Tensor, points: Tensor, kind: str) -> tuple[Tensor, Tensor, Tens
     return first, torch.stack(weights), torch.stack(slopes) * (scale * inside)
 
 
-def _gather(grid: Tensor, first: Tensor, taps: int) -> Tensor:
+def _gather(
+    grid: Tensor, shape: torch.Size, first: Tensor, taps: int, which: Tensor | None
+) -> Tensor:
     """The nodes around each point, (N, taps^d, C)."""
-    shape = grid.shape[:-1]
     index = torch.zeros(len(first), 1, dtype=torch.long, device=grid.device)
+    if which is not None:
+        index = which[:, None]
     reach = torch.arange(taps, device=grid.device)
     for axis, size in enumerate(shape):
         along = (first[:, axis, None] + reach).clamp(0, size - 1)
         index = (index[:, :, None] * size + along[:, None]).flatten(1)
-    return grid.reshape(-1, grid.shape[-1])[index]
+    flat = grid.reshape(-1, grid.shape[-1])
+    return flat.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
 def _outer(factors: Tensor, axes: range) -> Tensor:

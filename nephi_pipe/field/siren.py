@@ -85,15 +85,22 @@ class ModulatedSiren(nn.Module):
         self.output = nn.Linear(width, config.ndim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
+        if config.code_skip:
+            self.skip = nn.Linear(config.local_channels, config.ndim, bias=False)
+            nn.init.zeros_(self.skip.weight)
 
     def forward(self, features: Tensor, local: Tensor, code: Tensor) -> Tensor:
-        """Features (N, 2 F), local code (N, Cl), global code (Cg,) -> displacement (N, d)."""
+        """Features (N, 2 F), local code (N, Cl), global code (Cg,) -> displacement (N, d).
+
+        Where points belong to different pairs, the global code is (N, Cg).
+        """
         first_gate = self._modulation_phase(features, local, code).sin()
         gate, value = first_gate, self.first(features)
         for layer, modulation in zip(self.hidden, self.modulation, strict=True):
             gate = modulation(gate) + first_gate
             value = layer(value) * gate
-        return self.output(value)
+        found = self.output(value)
+        return found + self.skip(local) if self.config.code_skip else found
 
     def with_tangents(
         self, features: Tensor, d_features: Tensor, local: Tensor, d_local: Tensor, code: Tensor
@@ -111,7 +118,10 @@ class ModulatedSiren(nn.Module):
             gate, d_gate = gate + first_gate, d_gate + d_first_gate
             value, d_value = layer.with_tangents(value, d_value)
             value, d_value = value * gate, d_value * gate + value * d_gate
-        return self.output(value), d_value @ self.output.weight.T
+        found, d_found = self.output(value), d_value @ self.output.weight.T
+        if self.config.code_skip:
+            found, d_found = found + self.skip(local), d_found + d_local @ self.skip.weight.T
+        return found, d_found
 
     def _split(self) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
@@ -122,7 +132,7 @@ class ModulatedSiren(nn.Module):
         """The first modulation layer; the global code is a constant of the pair, so a bias."""
         layer = self.modulation_first
         weight_code, weight_local, weight_features = self._split()
-        bias = layer.bias + weight_code @ code
+        bias = layer.bias + code @ weight_code.T
         phase = torch.addmm(layer.omega * bias, features, weight_features.T, alpha=layer.omega)
         return phase.addmm(local, weight_local.T, alpha=layer.omega)
 

@@ -30,7 +30,7 @@ from .similarity import (
 )
 from .volume import Volume
 
-_GLOBAL_SHARE = 0.3
+GLOBAL_SHARE = 0.3
 """Weight of the global NCC beside the windowed one: it pulls where no window sees anything."""
 
 
@@ -129,7 +129,7 @@ def optimise(
     rates = [group['lr'] for group in optimiser.param_groups]
     history: list[Progress] = []
     watched = _Watched(watch)
-    whole = 1 + _GLOBAL_SHARE * (settings.similarity == 'windowed-ncc')
+    whole = 1 + GLOBAL_SHARE * (settings.similarity == 'windowed-ncc')
     begin = time.monotonic()
     with _Workers(threads, field.frequencies.device) as workers:
         for number, level, planned in plan(settings):
@@ -137,7 +137,7 @@ def optimise(
             reached: list[float] = []
             for step in planned:
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                    group['lr'] = rate * rate_at(step, settings.steps)
+                    group['lr'] = rate * rate_at(step, settings.steps, settings.warm_up)
                 dissimilarity, regularity = step_of_level(optimiser, generator, watched)
                 reached.append(dissimilarity)
                 similarity = 1 - dissimilarity / whole
@@ -299,7 +299,7 @@ class _Step:
         windows = sampled.windows(settings.window)
         shape = sampled.lattice.sample_shape
         local_loss = windowed_ncc_loss(target[:, 0], warped[:, 0], weight, chosen, shape, windows)
-        return local_loss + _GLOBAL_SHARE * global_ncc_loss(target, warped, weight)
+        return local_loss + GLOBAL_SHARE * global_ncc_loss(target, warped, weight)
 
 
 class _Sampled:

@@ -75,13 +75,13 @@ def bending_energy(displacement: Tensor, used: Tensor, scale: float) -> Tensor:
     Parameters
     ----------
     displacement
-        On the lattice, (n1, ..., nd, d).
+        On the lattice, (n1, ..., nd, d), or of several pairs there, (n1, ..., nd, pairs * d).
     used
         Nodes that were evaluated, (n1, ..., nd) bool.
     scale
         Turns second differences into derivatives times a length, a number without unit.
     """
-    ndim = displacement.shape[-1]
+    ndim = used.ndim
     total = displacement.new_zeros(())
     for i in range(ndim):
         slope, both = _difference(displacement, used, i)

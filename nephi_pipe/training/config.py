@@ -45,6 +45,22 @@ class TrainingConfig:
         size = self.encoder.local_size
         object.__setattr__(self, 'field', replace(self.field, local_size=size))
 
+    def checked(self) -> TrainingConfig:
+        """The same, if its parts go together.
+
+        Raises
+        ------
+        UsageError
+            A loss on a lattice with what is for random points.
+        """
+        if self.loss.on_lattice and (self.augmentation.flips or self.augmentation.simulated):
+            raise UsageError(
+                'Simulated pairs and flips of all axes are for a loss at random points; expected '
+                f'neither with the similarity "{self.loss.similarity}". Choose the augmentation '
+                '"posed" or "none", or the similarity local-ncc.'
+            )
+        return self
+
     @classmethod
     def of(cls, modality: str) -> TrainingConfig:
         """The defaults for a modality."""
@@ -133,7 +149,17 @@ LUNG_SINGLE_RES = TrainingConfig(
 )
 """The authors' training of their single-resolution lung network; they had four GPUs."""
 
-PRESETS = {'lung-single-res': LUNG_SINGLE_RES}
+BRAIN_UNET = TrainingConfig(
+    'brain',
+    replace(COMPACT, code_skip=True),
+    EncoderConfig(224, 'group', 'unet'),
+    Loss('windowed-ncc', regularity_points=512, dice_weight=1.0),
+    AUGMENTATIONS['posed'],
+    Schedule(epochs=18, batch_size=8, learning_rate=5e-4, learning_rate_step=5, precision='bf16'),
+)
+"""The training of the brain weights that ship, for one GPU."""
+
+PRESETS = {'lung-single-res': LUNG_SINGLE_RES, 'brain': BRAIN_UNET}
 
 
 def read_config(path: str | os.PathLike) -> TrainingConfig:

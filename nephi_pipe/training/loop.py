@@ -7,12 +7,14 @@ number of the step alone, so that a training which goes on draws what it would h
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,17 +22,23 @@ from ..errors import NePhiError
 from ..field.model import ModelConfig, NePhiModel
 from ..learning.optimise import Progress
 from ..presets import Preset
+from .batch import Batch
 from .config import TrainingConfig
+from .lattice_loss import LatticeLosses
 from .loss import dice_loss, pair_losses, supervised_loss
 from .pairs import TrainingPair, draw_pair
 from .records import Records
 from .signals import Stop
+from .stack import Stack
 from .state import State
 from .subject import Subject
 from .validation import Validation
 
 _WATCHED = 2000
 """Points at which the Dice of a step is told: it costs a pass through the network."""
+
+_STACK_SPACING = 0.7
+"""Voxels of images on one grid in units of the distance of the samples."""
 
 _SUPERVISED = 2000
 """Points at which a simulated pair is compared with its truth: smooth, and without noise."""
@@ -142,12 +150,26 @@ class TrainingRun:
         self.model.to(accelerator.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         optimiser = torch.optim.Adam(self.model.parameters(), lr=config.training.learning_rate)
-        losses = PairLosses(self.model, config, self.chosen)
+        losses = self._losses()
         self.losses, self.optimiser = accelerator.prepare(losses, optimiser)
         self.state = State(folder, self.model, self.average, self.optimiser, config, data)
         self.state.started_from = started_from
         self.records = Records(folder, self.state)
         self.validation = Validation(kept, chosen.margin_mm, config)
+
+    def _losses(self) -> nn.Module:
+        """The loss at random points, or on a lattice that fits all images."""
+        if not self.config.loss.on_lattice:
+            self._stack = None
+            return PairLosses(self.model, self.config, self.chosen)
+        self._stack = Stack.of(
+            self.subjects,
+            self.chosen.margin_mm,
+            _STACK_SPACING * self.config.loss.sample_mm,
+            str(self.model.frequencies.device),
+        )
+        extent = torch.from_numpy(self._stack.extent_mm / self.model.config.scale_mm).float()
+        return LatticeLosses(self.model, self.config, self.chosen.optimisation, extent)
 
     def go_on(self, progress: Callable[[Progress], None] | None, stop: Stop) -> None:
         """Train the epochs that are missing."""
@@ -177,19 +199,11 @@ class TrainingRun:
         """Draw pairs, predict their maps, move the weights; the means over the batch."""
         training, accelerator = self.config.training, self.accelerator
         draw = number * accelerator.num_processes + accelerator.process_index
-        generator = torch.Generator().manual_seed((training.seed * 1_000_003 + draw) % 2**63)
-        pairs = [
-            draw_pair(
-                self.subjects,
-                self.chosen.margin_mm,
-                self.model.frame_for,
-                self.config.augmentation,
-                generator,
-            )
-            for _ in range(training.batch_size)
-        ]
-        loss, row = self.losses(pairs, generator)
-        if not torch.isfinite(loss):
+        # Not the number itself: what generators with neighbouring seeds draw first is correlated.
+        (seed,) = np.random.SeedSequence([training.seed, draw]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(seed) >> 1)
+        loss, row = self.losses(self._pairs(generator), generator)
+        if not math.isfinite(row['loss']):
             raise NePhiError(
                 f'The loss of step {number + 1} is not finite; expected a number. Train again '
                 'with a smaller learning rate.'
@@ -204,12 +218,24 @@ class TrainingRun:
         self._move_average(number)
         return row
 
+    def _pairs(self, generator: torch.Generator) -> Batch | list[TrainingPair]:
+        """What a step looks at."""
+        size, augmentation = self.config.training.batch_size, self.config.augmentation
+        if self._stack is not None:
+            scale_mm = self.model.config.scale_mm
+            return Batch.draw(self._stack, scale_mm, size, augmentation, generator)
+        margin_mm, place = self.chosen.margin_mm, self.model.frame_for
+        return [
+            draw_pair(self.subjects, margin_mm, place, augmentation, generator)
+            for _ in range(size)
+        ]
+
     @torch.no_grad()
     def _move_average(self, number: int) -> None:
         # At first the weights are followed closely: what they were at random is soon forgotten.
         decay = min(self.config.training.average, (1 + number) / (10 + number))
-        for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+        means, values = (list(one.parameters()) for one in (self.average, self.model))
+        torch._foreach_lerp_(means, values, 1 - decay)
         for mean, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mean.copy_(value)
 

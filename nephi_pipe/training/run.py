@@ -112,6 +112,7 @@ def train(
     """
     files = files_of(images, masks, labels)
     config = (config or TrainingConfig.of(changes.get('modality', 'brain'))).changed(**changes)
+    config = config.checked()
     used, kept = split(files, held_out)
     _check_extra()
     accelerator = _accelerator(device, config.training.precision)

@@ -44,6 +44,9 @@ class Augmentation:
         Share of pairs that are one person and the same warped by a known diffeomorphism.
     simulated_mm
         Their largest displacements.
+    turn_degrees, shift_mm, mirror
+        On a lattice: standard deviations of a rotation and a shift of both images alike, and the
+        share of pairs that are mirrored across the sagittal plane.
     """
 
     flips: float = 0.0
@@ -53,10 +56,13 @@ class Augmentation:
     noise: float = 0.0
     simulated: float = 0.0
     simulated_mm: float = 15.0
+    turn_degrees: float = 0.0
+    shift_mm: float = 0.0
+    mirror: float = 0.0
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            most = 1.0 if one.name in ('flips', 'simulated') else math.inf
+            most = 1.0 if one.name in ('flips', 'simulated', 'mirror') else math.inf
             _check('augmentation', one.name, getattr(self, one.name), 0.0, most)
 
 
@@ -64,18 +70,25 @@ AUGMENTATIONS = {
     'none': Augmentation(),
     'published': Augmentation(flips=1.0, affine=0.05),
     'mixed': Augmentation(affine=0.02, gamma=0.2, bias=0.2, noise=0.03, simulated=0.25),
+    'posed': Augmentation(
+        affine=0.025, gamma=0.25, bias=0.3, noise=0.05, turn_degrees=8.0, shift_mm=3.0, mirror=0.5
+    ),
 }
 """Named ones; 'published' is what the authors' code offers and their training did not use."""
 
 
+_LEAST = {'node_mm': 0.1, 'node_ratio': 1}
+
+
 @dataclass(frozen=True)
 class Loss:
-    """Weights of the loss, at random points.
+    """Weights of the loss, at random points or on a lattice.
 
     Parameters
     ----------
     similarity
-        'ncc', 'local-ncc' or 'mind'.
+        'ncc', 'local-ncc' or 'mind' at random points; 'windowed-ncc' at the samples of a lattice,
+        a batch at once, on images resampled to one grid.
     points
         Of each image, a step and pair.
     regularity_points
@@ -86,6 +99,8 @@ class Loss:
         Of the squared error of simulated pairs, relative to what is to be found.
     dice_weight
         Of 1 - Dice of label maps, where both images have one.
+    node_mm, node_ratio
+        Distance of the nodes of a lattice, and how many samples there are to a node along an axis.
     """
 
     similarity: str = 'local-ncc'
@@ -97,16 +112,28 @@ class Loss:
     prior_weight: float = 0.01
     supervision_weight: float = 1.0
     dice_weight: float = 0.0
+    node_mm: float = 4.0
+    node_ratio: int = 2
 
     def __post_init__(self) -> None:
-        if self.similarity not in SIMILARITIES or self.similarity == 'windowed-ncc':
+        if self.similarity not in SIMILARITIES:
             raise UsageError(
-                f'There is no similarity "{self.similarity}" at single points; expected ncc, '
-                'local-ncc or mind.'
+                f'There is no similarity "{self.similarity}"; expected one of '
+                f'{", ".join(SIMILARITIES)}.'
             )
         for one in fields(self)[1:]:
             least = 2 if one.name.endswith('points') else 0.0
-            _check('loss', one.name, getattr(self, one.name), least)
+            _check('loss', one.name, getattr(self, one.name), _LEAST.get(one.name, least))
+
+    @property
+    def on_lattice(self) -> bool:
+        """Whether a step looks at a lattice rather than at random points."""
+        return self.similarity == 'windowed-ncc'
+
+    @property
+    def sample_mm(self) -> float:
+        """Distance of two samples of a lattice."""
+        return self.node_mm / self.node_ratio
 
     @classmethod
     def of(cls, settings: OptimisationSettings) -> Loss:
