@@ -104,10 +104,12 @@ def _known_seconds(settings: Settings) -> list[float]:
 def rough_seconds(settings: Settings, fixed: Sequence[int], moving: Sequence[int]) -> float:
     """Seconds of a pair with images of so many voxels along each axis, before any was computed."""
     from ..presets import preset
+    from ..weights import chosen_weights
 
     steps = settings.steps
     if steps is None:
-        steps = preset(settings.modality, settings.sloppy).optimisation.steps
+        trained = chosen_weights(settings.weights, settings.modality, None) is not None
+        steps = preset(settings.modality, settings.sloppy).settings(trained).steps
     voxels = (math.prod(fixed) + math.prod(moving)) / 1e6
     one = SECONDS_PER_PAIR + SECONDS_PER_STEP * steps + SECONDS_PER_MVOXEL * voxels
     return one / (GAIN if min(settings.omp_nthreads, settings.nprocs) > 1 else 1)

@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import InputDataError, UnknownLevelError, UsageError
 from ..files import write_text
 from ..reading import MOST_JSON_BYTES, parse_toml, read_text
+from ..weights import chosen_weights
 from .resources import available_cpus, available_memory_gb
 
 LEVELS = ('participant', 'group')
@@ -329,7 +330,7 @@ def _check_numbers(settings: Settings) -> None:
         raise UsageError(
             f'random_seed is {settings.random_seed}; expected at most {_LARGEST_SEED}.'
         )
-    if settings.steps == 0 and settings.weights == 'none':
+    if settings.steps == 0 and not chosen_weights(settings.weights, settings.modality, 0):
         raise UsageError(
             'Without weights and with 0 steps the result would be the affine alone; give '
             '--weights, or more steps.'

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
+from .weights import chosen_weights
 
 if TYPE_CHECKING:
     from .registration import Registration
@@ -25,7 +26,7 @@ _SUFFIXES = {'h5': '.h5', 'nii': '.nii.gz', 'field': '.safetensors'}
 
 def register(arguments: argparse.Namespace) -> None:
     """``nephi register``: find the map between two images and write what follows from it."""
-    if arguments.steps == 0 and arguments.weights == 'none':
+    if arguments.steps == 0 and not chosen_weights(arguments.weights, arguments.modality, 0):
         raise UsageError(
             '--steps 0 without weights would be the affine alone; give --weights or some --steps'
         )

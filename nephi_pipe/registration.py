@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from .images import Image, check_same_grid, load_image, load_mask
 from .presets import Preset, preset
 from .result import Registration, load_registration
 from .threads import torch_threads
+from .weights import SHIPPED, chosen_weights
 
 if TYPE_CHECKING:
     from .field.model import NePhiModel
@@ -66,7 +68,8 @@ def register(
     modality
         'brain', 'lung' or 'other': preparation, similarity and settings.
     weights
-        'default', 'none' (a fresh field) or a checkpoint.
+        A checkpoint, 'none' (a fresh field), or 'default': the shipped ones for up to 100 steps,
+        where there are any, else a fresh field.
     steps
         Steps of instance optimisation; None for the preset's number, 0 for the forward pass only.
     affine
@@ -80,7 +83,7 @@ def register(
     seed
         Of all random draws. The same seed, threads and processor type give the same bytes.
     sloppy
-        Tiny settings for tests.
+        Tiny settings for tests, and no weights but given ones.
     progress
         Called after each step with a :class:`nephi_pipe.learning.optimise.Progress`.
 
@@ -97,6 +100,9 @@ def register(
     fixed, moving = _image(fixed), _image(moving)
     masks = [_mask(fixed_mask, fixed), _mask(moving_mask, moving)]
     excluded = _excluded(exclude_mask, fixed, moving)
+    # Those that ship are no tiny network.
+    weights = 'none' if sloppy and weights == 'default' else weights
+    weights = chosen_weights(weights, modality, steps)
     model = _model(weights, modality)
     if steps == 0 and model is None:
         raise UsageError(
@@ -119,13 +125,17 @@ def register(
         registration = _fresh(prepared, fixed, moving, matrix, chosen, model, seed, device)
         if model is not None:
             model.predict_into(registration.field, prepared, registration.frame, matrix)
-        settings = chosen.optimisation.with_steps(steps)
+        settings = chosen.settings(model is not None)
+        if steps is None:
+            coarsest = max(float(image.grid.spacing.max()) for image in (fixed, moving))
+            settings = settings.for_voxels(coarsest)
+        settings = settings.with_steps(steps)
         if settings.steps:
             _optimise(registration, prepared, settings, seed, threads, device, progress)
         seconds['total'] = time.monotonic() - started
     registration.field.to('cpu')
     registration.provenance = _provenance(
-        modality, weights if model else 'none', settings.steps, seed, device, threads, seconds
+        modality, _name_of(weights), settings.steps, seed, device, threads, seconds
     )
     return registration
 
@@ -168,13 +178,13 @@ def _excluded(
     return sides
 
 
-def _model(weights: str | os.PathLike, modality: str) -> NePhiModel | None:
+def _model(weights: str | os.PathLike | None, modality: str) -> NePhiModel | None:
     """The trained network to start from, or None for a fresh field."""
-    if weights in ('none', 'default'):
+    if weights is None:
         return None
     from .training.checkpoint import load_model
 
-    model = load_model(weights)
+    model = load_model(weights).float()
     if model.config.modality != modality:
         logger.warning(
             'The weights "%s" were trained for the modality "%s" and are used for "%s": what they '
@@ -324,11 +334,22 @@ def _optimise(
         barrier_weight=30 * settings.barrier_weight,
     )
     for number in range(1, REPAIR_ROUNDS + 1):
+        # Maps are looked at on the processor.
+        registration.field.to('cpu')
         points = registration.folded_points(seed)
+        registration.field.to(device)
         if not len(points):
             return
         logger.info('Round %d: the map folds at %d points; going on there.', number, len(points))
         run(repair, number, torch.from_numpy(points).float().to(device))
+
+
+def _name_of(weights: str | os.PathLike | None) -> str:
+    """Of weights in a record: those that ship lie elsewhere on each machine."""
+    if weights is None:
+        return 'none'
+    path = Path(weights)
+    return f'shipped, {path.name}' if path.parent == SHIPPED else os.fspath(weights)
 
 
 def _provenance(modality, weights, steps, seed, device, threads, seconds) -> dict:
@@ -339,7 +360,7 @@ def _provenance(modality, weights, steps, seed, device, threads, seconds) -> dic
     return {
         'version': __version__,
         'modality': modality,
-        'weights': os.fspath(weights),
+        'weights': weights,
         'steps': steps,
         'seed': seed,
         'device': device,

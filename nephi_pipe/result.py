@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,11 @@ LATTICE_CHECKED = 4000
 LATTICE_SPACINGS_MM = (4.0, 3.0, 2.5, 1.75, 1.25)
 """Lattices for dense evaluation, coarsest first."""
 
-BASE_SPACING_MM = 1.5
-"""Lattice along the frame's axes on which the networks are evaluated for dense maps."""
+BASE_SPACINGS_MM = (1.5, 1.0)
+"""Lattices along the frame's axes on which the networks are evaluated for dense maps."""
+
+_BELOW_BASE = 0.8
+"""Nodes closer together than this part of such a lattice's show no more than the lattice."""
 
 SEARCH_SPACING_MM = 2.5
 """Lattice on which the lowest determinants are looked for."""
@@ -86,6 +90,7 @@ class Registration:
         self.inverted = inverted
         self._lattices: list[tuple[Grid, SplineLattice]] = []
         self._frame_lattice: FrameLattice | None = None
+        self._base_mm = math.inf
         self.history = [] if history is None else history
         self.provenance = provenance or {}
 
@@ -333,6 +338,7 @@ class Registration:
         """Drop what was evaluated: the field has changed."""
         for direction in (self, self.inverse):
             direction._lattices, direction._frame_lattice = [], None
+            direction._base_mm = math.inf
 
     def _lattice(self, grid: Grid) -> SplineLattice:
         """The coarsest spline lattice over ``grid`` that errs by less than 0.02 voxel."""
@@ -342,31 +348,42 @@ class Registration:
         points = self._lattice_check_points(grid)
         truth = self.displacement_at(points)
         tolerance = LATTICE_TOLERANCE_VOXELS * float(grid.spacing.min())
-        finer = list(LATTICE_SPACINGS_MM)
-        reach = finer[0]
-        while finer:
-            spacing = next((one for one in finer if one <= reach), finer[-1])
-            every = np.maximum(np.floor(spacing / grid.spacing), 1)
-            lattice = self._build(grid, every)
-            error = self._lattice_error(lattice, grid, points, truth)
-            if error < tolerance:
-                break
-            # A cubic spline's error falls with the fourth power of the spacing.
-            reach = spacing * (tolerance / error) ** 0.25
-            finer = [one for one in finer if one < spacing]
-        else:
-            lattice = self._build(grid, np.ones(3), exact=True)
+        spacing = reach = LATTICE_SPACINGS_MM[0]
+        for base_mm in BASE_SPACINGS_MM:
+            self._refine_base(base_mm)
+            finer, reach = list(LATTICE_SPACINGS_MM), max(reach, spacing)
+            while finer:
+                closer = next((one for one in finer if one <= reach), finer[-1])
+                every = np.maximum(np.floor(closer / grid.spacing), 1)
+                shows_no_more = (every * grid.spacing).max() < _BELOW_BASE * base_mm
+                if shows_no_more and base_mm != BASE_SPACINGS_MM[-1]:
+                    break
+                spacing = closer
+                lattice = self._build(grid, every)
+                error = self._lattice_error(lattice, grid, points, truth)
+                if error < tolerance:
+                    self._lattices = [*self._lattices[-1:], (grid, lattice)]
+                    return lattice
+                # A cubic spline's error falls with the fourth power of the spacing.
+                reach = spacing * (tolerance / error) ** 0.25
+                finer = [one for one in finer if one < spacing]
+        lattice = self._build(grid, np.ones(3), exact=True)
         self._lattices = [*self._lattices[-1:], (grid, lattice)]
         return lattice
+
+    def _refine_base(self, spacing_mm: float) -> None:
+        """Have nodes at least so close together in the lattice from which grids are filled."""
+        if self._base_mm > spacing_mm:
+            from .field.lattice import FrameLattice
+
+            step = spacing_mm / self.frame.scale_mm
+            self._frame_lattice = FrameLattice(self.field, step, self.inverted)
+            self._base_mm = spacing_mm
 
     @property
     def _base(self) -> FrameLattice:
         """The field on a fine lattice along the frame's axes, from which grids are filled."""
-        if self._frame_lattice is None:
-            from .field.lattice import FrameLattice
-
-            step = BASE_SPACING_MM / self.frame.scale_mm
-            self._frame_lattice = FrameLattice(self.field, step, self.inverted)
+        self._refine_base(BASE_SPACINGS_MM[0])
         return self._frame_lattice
 
     def _displacement_near(self, points_mm: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from ..interfaces import (
     WriteTransforms,
 )
 from ..presets.views import view
+from ..weights import chosen_weights
 from .resources import pair_node
 
 INPUTS = (
@@ -272,7 +273,11 @@ def _describe(modality: str, weights: str, steps: int | None, affine: bool) -> s
         'predicted by trained weights, without optimisation'
         if steps == 0
         else 'optimised for the pair by stochastic gradient descent'
-        + (' from random initial values' if weights == 'none' else '')
+        + (
+            ', starting from what trained weights predict'
+            if chosen_weights(weights, modality, steps)
+            else ' from random initial values'
+        )
         + (f' ({steps} steps)' if steps else '')
     )
     return (

@@ -22,6 +22,10 @@ from .siren import ModulatedSiren, draw_frequencies
 MOST_MM = 3000.0
 """The largest scale of a model; others come from a damaged file."""
 
+_SMOOTHING = 0.1
+"""Share of either neighbour in a node of a predicted code that moves points directly: on a real
+pair of brains a ninth of the folds was left, for .002 of Dice."""
+
 _FINEST_NODES = 200
 """At most so many samples along an axis when an image is averaged onto the encoder's cube."""
 
@@ -142,6 +146,8 @@ class NePhiModel(nn.Module):
             Half the size of each pair's box, normalised.
         """
         global_codes, local_codes = self.encoder(images)
+        if self.config.field.code_skip:
+            local_codes = _smoothed(local_codes)
         return self.fields(global_codes, local_codes, extents)
 
     def fields(
@@ -165,6 +171,16 @@ class NePhiModel(nn.Module):
         field.frequencies.copy_(self.frequencies)
         field.code.global_code.copy_(found.code.global_code)
         field.code.local_code.copy_(found.code.local_code)
+
+
+def _smoothed(code: Tensor) -> Tensor:
+    """Local codes (B, S, ..., S, C) with a share of the neighbours along each axis."""
+    for axis, count in enumerate(code.shape[1:-1], start=1):
+        nodes = torch.arange(count, device=code.device)
+        sides = ((nodes - 1).clamp_min(0), (nodes + 1).clamp_max(count - 1))
+        beside = sum(code.index_select(axis, side) for side in sides)
+        code = (1 - 2 * _SMOOTHING) * code + _SMOOTHING * beside
+    return code
 
 
 class _PredictedCode(LatentCode):

@@ -37,7 +37,7 @@ def settled(reached: list[float]) -> bool:
     return before - after < _STILL
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Warm-up over ten steps, then a cosine down to 2 %."""
+def rate_at(step: int, steps: int, warm_up: int) -> float:
+    """Warm-up, then a cosine down to 2 %."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))
-    return (0.02 + 0.98 * cosine) * min(1.0, (step + 1) / 10)
+    return (0.02 + 0.98 * cosine) * min(1.0, (step + 1) / warm_up)

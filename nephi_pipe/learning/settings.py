@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 
 SIMILARITIES = ('ncc', 'local-ncc', 'windowed-ncc', 'mind')
 
+_FINEST = 0.7
+"""Samples closer together than this part of a voxel show nothing new."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -68,6 +71,8 @@ class OptimisationSettings:
         Random points a step at which the exact Jacobians are taken.
     network_rate, code_rate
         Adam's learning rates.
+    warm_up
+        Steps in which they rise.
     """
 
     levels: tuple[Level, ...] = (
@@ -87,7 +92,19 @@ class OptimisationSettings:
     regularity_points: int = 1000
     network_rate: float = 1e-3
     code_rate: float = 1e-2
+    warm_up: int = 10
 
     def with_steps(self, steps: int | None) -> OptimisationSettings:
         """The same with another number of steps (None: unchanged)."""
         return self if steps is None else replace(self, steps=steps)
+
+    def for_voxels(self, spacing_mm: float) -> OptimisationSettings:
+        """The same without the levels, and their steps, that look finer than images can show.
+
+        >>> [OptimisationSettings().for_voxels(spacing).steps for spacing in (1.0, 2.0)]
+        [170, 144]
+        """
+        kept = [level for level in self.levels if level.sample_mm >= _FINEST * spacing_mm]
+        kept = tuple(kept or self.levels[:1])
+        part = sum(one.share for one in kept) / sum(one.share for one in self.levels)
+        return replace(self, levels=kept, steps=round(part * self.steps))

@@ -30,6 +30,8 @@ class Preset:
         the mask where none is given.
     rim_mm
         How far beyond the masks images are compared.
+    refinement
+        The instance optimisation that starts from weights; None for the same as from scratch.
     """
 
     field: FieldConfig
@@ -38,9 +40,18 @@ class Preset:
     margin_mm: float = 6.0
     lungs: bool = False
     rim_mm: float = 0.0
+    refinement: OptimisationSettings | None = None
+
+    def settings(self, from_weights: bool) -> OptimisationSettings:
+        """Those of an instance optimisation that starts from weights, or from a fresh field."""
+        return self.refinement if from_weights and self.refinement else self.optimisation
 
 
-BRAIN = Preset(COMPACT, OptimisationSettings())
+BRAIN = Preset(
+    COMPACT,
+    OptimisationSettings(),
+    refinement=OptimisationSettings(levels=(Level(1.0, 3.5, 2),), steps=60, warm_up=3),
+)
 
 LUNG = Preset(
     COMPACT,
@@ -78,4 +89,4 @@ def _sloppy(chosen: Preset) -> Preset:
         regularity_points=100,
         network_rate=3e-3,
     )
-    return replace(chosen, field=field, optimisation=optimisation)
+    return replace(chosen, field=field, optimisation=optimisation, refinement=optimisation)

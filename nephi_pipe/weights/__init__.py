@@ -1,0 +1,47 @@
+"""Trained weights that ship, one file for each modality, with a model card beside each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SHIPPED = Path(__file__).parent
+
+MOST_STEPS = 100
+"""Up to so many steps an optimisation ends better from weights than from a fresh field."""
+
+
+def shipped_weights(modality: str) -> Path | None:
+    """The checkpoint that ships for a modality, None for none.
+
+    >>> shipped_weights('brain').name, shipped_weights('other')
+    ('brain.safetensors', None)
+    """
+    path = SHIPPED / f'{modality}.safetensors'
+    return path if path.exists() else None
+
+
+def chosen_weights(
+    weights: str | os.PathLike, modality: str, steps: int | None
+) -> str | os.PathLike | None:
+    """The checkpoint that the option ``weights`` means, None for a fresh field.
+
+    Parameters
+    ----------
+    weights
+        A checkpoint, 'none', or 'default': those that ship, where they help. The full
+        optimisation (``steps`` None) ends a little better from a fresh field.
+    modality
+        Of the images.
+    steps
+        Steps of the optimisation.
+
+    >>> chosen_weights('default', 'brain', 20).name, chosen_weights('default', 'brain', None)
+    ('brain.safetensors', None)
+    """
+    if weights == 'none':
+        return None
+    if weights != 'default':
+        return weights
+    few = steps is not None and steps <= MOST_STEPS
+    return shipped_weights(modality) if few else None
