@@ -18,7 +18,7 @@ from pathlib import Path
 from .side_by_side import common_options, kept, run_and_score
 from .tables import markdown, replace_section
 
-METHODS = ('nephi', 'greedy', 'syn')
+METHODS = ('nephi', 'nephi-20', 'nephi-0', 'greedy', 'syn')
 _HERE = Path(__file__).parent
 _LABELS = 'derivatives/meshnet/{0}/anat/{0}_desc-meshnet18_dseg.nii.gz'
 
@@ -89,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--moving', nargs='+', default=['41', '42', '43', '44', '46', '47', '48'], metavar='LABEL'
     )
-    parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
+    parser.add_argument(
+        '--methods', nargs='+', choices=METHODS, default=('nephi', 'greedy', 'syn')
+    )
     common_options(parser)
     parser.add_argument(
         '--ants-python', default=os.environ.get('NEPHI_ANTS_PYTHON'), metavar='PYTHON',

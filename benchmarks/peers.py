@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ GREEDY_AFFINE = '-a -dof 12 -ia-image-centers -m NCC 2x2x2 -n 100x50x10'
 GREEDY_DEFORMABLE = '-m WNCC 2x2x2 -n 100x50x10 -s 1.732vox 0.7071vox'
 
 
-def nephi(fixed: Path, moving: Path, folder: Path, threads: int) -> dict:
+def nephi(fixed: Path, moving: Path, folder: Path, threads: int, steps: int | None = None) -> dict:
     """What ``nephi register FIXED MOVING`` does before it scores: both transforms, and the field.
 
     The field file is read afterwards for the exact Jacobians; its writing counts too.
     """
     from nephi_pipe import register
 
-    registration = register(fixed, moving, threads=threads)
+    registration = register(fixed, moving, threads=threads, steps=steps)
     return save_nephi(registration, folder)
 
 
@@ -77,7 +78,13 @@ def syn(fixed: Path, moving: Path, folder: Path, threads: int) -> dict:
     return {'versions': {'antspyx': version('antspyx')}}
 
 
-METHODS = {'nephi': nephi, 'greedy': greedy, 'syn': syn}
+METHODS = {
+    'nephi': nephi,
+    'nephi-0': partial(nephi, steps=0),
+    'nephi-20': partial(nephi, steps=20),
+    'greedy': greedy,
+    'syn': syn,
+}
 
 
 def main() -> None:

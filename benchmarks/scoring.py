@@ -58,7 +58,7 @@ def score(
         'fixed_labels': load_labels(fixed_labels),
         'moving_labels': load_labels(moving_labels),
     }
-    if method == 'nephi':
+    if method.startswith('nephi'):
         registration = load_registration(folder / 'field.safetensors')
         return registration.metrics(**pair, saved=transform)
     return evaluate(transform, **pair, affine=affine)

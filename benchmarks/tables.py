@@ -9,6 +9,8 @@ from statistics import mean, median
 NAMES = {
     'nephi': 'NePhi',
     'nephi-none': 'NePhi without weights',
+    'nephi-0': 'NePhi, weights alone',
+    'nephi-20': 'NePhi, weights and 20 steps',
     'greedy': 'Greedy',
     'syn': 'ANTs SyN',
     'elastix': 'elastix',
@@ -65,7 +67,7 @@ def markdown(records: list[dict]) -> str:
     own = [record for record in records if 'exact' in record['scores']['folds']]
     if own:
         parts.append('What only the network itself tells:')
-        parts.append(table(own, ['nephi'], NETWORK_COLUMNS))
+        parts.append(table(own, [m for m in methods if m.startswith('nephi')], NETWORK_COLUMNS))
     parts += [_comparison(records, method) for method in methods if method != 'greedy']
     return '\n\n'.join(part for part in parts if part) + '\n'
 
