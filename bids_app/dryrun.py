@@ -26,13 +26,13 @@ BYTES_PER_PAIR = 85e6
 WORK_FACTOR = 1.3
 """What the work folder holds, as a factor on the output; measured."""
 
-SECONDS_PER_STEP = 1.6
+SECONDS_PER_STEP = 0.75
 """Of one processor; hardly depends on the voxels. Measured, as the next three."""
 
 SECONDS_PER_PAIR = 30.0
 """Of one processor for what else does not depend on the voxels: affine, masks, figures."""
 
-SECONDS_PER_MVOXEL = 2.5
+SECONDS_PER_MVOXEL = 3.0
 """Of one processor for each million voxels of both images: reading, warping, scores, files."""
 
 GAIN = 1.6
