@@ -127,8 +127,9 @@ def register(
             model.predict_into(registration.field, prepared, registration.frame, matrix)
         settings = chosen.settings(model is not None)
         if steps is None:
-            coarsest = max(float(image.grid.spacing.max()) for image in (fixed, moving))
-            settings = settings.for_voxels(coarsest)
+            # Thick slices still show what is fine within them.
+            finest = [float(image.grid.spacing.min()) for image in (fixed, moving)]
+            settings = settings.for_voxels(max(finest))
         settings = settings.with_steps(steps)
         if settings.steps:
             _optimise(registration, prepared, settings, seed, threads, device, progress)
