@@ -180,8 +180,8 @@ class LatticeLosses(nn.Module):
             [matrix.to(weight) for matrix in windows],
         )
         whole = [
-            global_ncc_loss(*(part[:, None] for part in one[:2]), one[2])
-            for one in zip(a, b, weight, strict=True)
+            global_ncc_loss(fixed[:, None], moving[:, None], counted)
+            for fixed, moving, counted in zip(a, b, weight, strict=True)
         ]
         return local + GLOBAL_SHARE * torch.stack(whole).mean()
 
