@@ -33,7 +33,8 @@ _MAX_POINTS = 400
 def dice_chart(metrics: Mapping[str, Any], names: Mapping[int, str] | None = None) -> str:
     """Bars of Dice before and after for every structure, best first; '' without Dice."""
     before, after = (labels_of(metrics, 'dice', stage) for stage in ('before', 'after'))
-    labels = sorted({*before, *after}, key=lambda k: -after.get(k, before.get(k, 0)))
+    # Not a set: where values are equal, its order differs from process to process.
+    labels = sorted(before | after, key=lambda k: -after.get(k, before.get(k, 0)))
     if not labels:
         return ''
     rows = [(label_name(k, names), before.get(k), after.get(k)) for k in labels]

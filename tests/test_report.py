@@ -504,3 +504,11 @@ def test_flip_works_in_a_browser(report, tmp_path):
     assert re.search('data-pressed="(.*?)"', dom)[1] == 'Before (affine) 2|Contours C'
     assert re.search('data-other="(.*?)"', dom)[1] == 'labelsafter'
     assert int(re.search('data-wide="(.*?)"', dom)[1]) <= 0
+
+
+def test_structures_of_equal_dice_stay_in_order() -> None:
+    """Or a report would differ from process to process: sets of text have no order."""
+    scores = {'labels': {str(label): 0.5 for label in range(1, 40)}, 'mean': 0.5}
+    drawn = dice_chart({'dice': {'before': scores, 'after': scores}})
+    places = [drawn.index(f'>label {label}<') for label in range(1, 40)]
+    assert places == sorted(places)
