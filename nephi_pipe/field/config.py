@@ -95,7 +95,6 @@ class FieldConfig:
                 f"The field's code is read as {self.code_reading!r}; expected one of "
                 f'{", ".join(READINGS)}.'
             )
-
         if type(self.code_skip) is not bool:
             raise UsageError(
                 f"The field's code_skip is {self.code_skip!r}; expected true or false."

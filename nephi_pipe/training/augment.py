@@ -14,7 +14,7 @@ from torch import Tensor
 from ..field.interpolate import read_grid
 from .settings import Augmentation
 
-_BIAS_NODES = 4
+BIAS_NODES = 4
 _WARP_NODES = (5, 9)
 """Fewest and most nodes of a warp along an axis of the frame."""
 
@@ -54,7 +54,7 @@ def intensities(cube: Tensor, augmentation: Augmentation, generator: torch.Gener
         exponent = math.exp(augmentation.gamma * float(torch.randn(1, generator=generator)))
         cube = cube.clamp_min(0) ** exponent
     if augmentation.bias:
-        nodes = torch.randn(1, 1, *[_BIAS_NODES] * 3, generator=generator).to(cube.device)
+        nodes = torch.randn(1, 1, *[BIAS_NODES] * 3, generator=generator).to(cube.device)
         field = F.interpolate(nodes, size=cube.shape, mode='trilinear', align_corners=True)[0, 0]
         largest = augmentation.bias * float(torch.rand(1, generator=generator))
         cube = cube * (field * (largest / field.abs().max())).exp()

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .augment import BIAS_NODES
 from .settings import Augmentation
 from .stack import Stack
-
-_BIAS_NODES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +106,7 @@ class Batch:
 
 def _turn(augmentation: Augmentation, generator: torch.Generator) -> Tensor:
     """3x3: a small rotation about a random axis and a change of size, maybe a mirror across x."""
-    axis = torch.nn.functional.normalize(torch.randn(3, generator=generator), dim=0)
+    axis = F.normalize(torch.randn(3, generator=generator), dim=0)
     angle = torch.deg2rad(augmentation.turn_degrees * torch.randn(1, generator=generator))
     x, y, z = (axis * angle).tolist()
     rotation = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
@@ -123,7 +122,7 @@ def _contrasts(cubes: Tensor, augmentation: Augmentation, generator: torch.Gener
     inside = flat > 0
     exponent = (augmentation.gamma * torch.randn(count, 1, 1, 1, 1, **options)).exp()
     flat = flat.clamp_min(1e-6) ** exponent
-    nodes = torch.randn(count, 1, *[_BIAS_NODES] * 3, **options)
+    nodes = torch.randn(count, 1, *[BIAS_NODES] * 3, **options)
     nodes = nodes / nodes.abs().amax(dim=(2, 3, 4), keepdim=True)
     nodes = nodes * augmentation.bias * torch.rand(count, 1, 1, 1, 1, **options)
     bias = F.interpolate(nodes, size=cubes.shape[2:], mode='trilinear', align_corners=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputDataError
-from ..geometry import Grid, apply_affine
+from ..geometry import Frame, Grid, apply_affine
+from .pairs import StoredVolume
 from .subject import Subject
 
 _MOST_CLASSES = 255
@@ -66,18 +66,18 @@ class Stack:
         grid = Grid(tuple(counts.tolist()), affine)
         values = _label_values(subjects)
         images, labels = [], []
+        points = torch.from_numpy(grid.to_world(np.indices(grid.shape).reshape(3, -1).T))
+        points = points.float().to(device)
+        world = Frame((0.0, 0.0, 0.0), 1.0)
         for one in subjects:
-            position = _positions(one.grid, grid, one.affine, device)
-            channels = torch.from_numpy(one.channels).to(device)
-            both = torch.stack([channels[..., 0], channels[..., -1]])[None].float()
-            images.append(F.grid_sample(both, position, align_corners=True)[0].half())
+            channels = torch.from_numpy(one.channels[..., [0, -1]]).to(device)
+            read = StoredVolume(channels, one.grid, world, one.affine).sample(points)
+            images.append(read.T.reshape(2, *grid.shape).half())
             if values is not None:
-                numbers = np.searchsorted(values, one.labels) + 1
-                numbers = torch.from_numpy(np.where(one.labels > 0, numbers, 0)).to(device)
-                read = F.grid_sample(
-                    numbers[None, None].float(), position, mode='nearest', align_corners=True
-                )
-                labels.append(read[0, 0].to(torch.uint8))
+                numbers = (np.searchsorted(values, one.labels) + 1) * (one.labels > 0)
+                numbered = torch.from_numpy(numbers.astype(np.uint8))[..., None].to(device)
+                read = StoredVolume(numbered, one.grid, world, one.affine).nearest(points)
+                labels.append(read.view(grid.shape))
         return cls(
             torch.stack(images),
             torch.stack(labels) if labels else None,
@@ -100,16 +100,3 @@ def _label_values(subjects: Sequence[Subject]) -> np.ndarray | None:
             f'{_MOST_CLASSES}. Merge some, or train without label maps.'
         )
     return values
-
-
-def _positions(source: Grid, target: Grid, affine: np.ndarray, device: str) -> Tensor:
-    """grid_sample's coordinates (1, X, Y, Z, 3) in ``source`` of all voxels of ``target``.
-
-    ``affine`` is 4x4, mm of the target's world to the source's.
-    """
-    to_index = source.inverse_affine @ affine @ target.affine
-    scale = 2 / np.maximum(np.array(source.shape) - 1, 1)
-    matrix = torch.from_numpy(scale[:, None] * to_index[:3]).float().to(device)
-    axes = [torch.arange(count, device=device).float() for count in target.shape]
-    mesh = torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)
-    return (mesh @ matrix[:, :3].T + matrix[:, 3] - 1).flip(-1)[None]
