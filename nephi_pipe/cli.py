@@ -325,4 +325,8 @@ def _add_pair_files(parser: Any, exclude: bool) -> None:
     group.add_argument(
         '--fixed-landmarks', type=Path, metavar='FILE.tsv', help='columns x, y, z in RAS+ mm'
     )
-    group.add_argument('--moving-landmarks', type=Path, metavar='FILE.tsv', help='the same rows')
+    group.add_argument(
+        '--moving-landmarks', type=Path, metavar='FILE.tsv',
+        help='the same ones: rows are matched by a column index, id, landmark, name or label, '
+        'else one by one',
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from .transforms import PointMap, Transform
 
 logger = logging.getLogger(__name__)
 
-IDENTIFIERS = ('index', 'id', 'landmark', 'name')
+IDENTIFIERS = ('index', 'id', 'landmark', 'name', 'label')
 """Columns by which rows are matched, in this order of preference."""
 
 COLUMNS = {
@@ -56,37 +56,31 @@ class LandmarkPairs:
 def read_landmark_pairs(fixed: str | os.PathLike, moving: str | os.PathLike) -> LandmarkPairs:
     """Read two tables of landmarks and match their rows.
 
-    Rows are matched by the column ``index`` (or ``id``, ``landmark``, ``name``) where both tables
-    have it, so that one may lack a row; otherwise row i belongs to row i.
+    Rows are matched by the column ``index`` (or ``id``, ``landmark``, ``name``, ``label``) where
+    both tables have it, so that one may lack a row; otherwise row i belongs to row i.
 
     Raises
     ------
     NoInputError, InputDataError
-        A table is missing or no table of points; a name occurs twice; nothing matches; tables
-        without names differ in length.
+        A table is missing or no table of points; a name is missing or occurs twice; nothing
+        matches; two columns match rows differently; tables without names differ in length.
     """
-    fixed, moving = Path(fixed), Path(moving)
+    paths = Path(fixed), Path(moving)
     tables = read_points(fixed), read_points(moving)
-    names = [
-        _names(tables, path, table) for path, table in zip((fixed, moving), tables, strict=True)
-    ]
-    if names[0] is None or names[1] is None:
-        return _by_row(tables, fixed, moving)
+    columns = _shared_identifiers(tables)
+    if not columns:
+        return _by_row(tables, *paths)
+    names = [_names(table, columns[0], path) for table, path in zip(tables, paths, strict=True)]
     both = [name for name in names[0] if name in set(names[1])]
     if not both:
         raise InputDataError(
             f'No landmark of "{fixed}" (such as {names[0][0]}) is in "{moving}" (such as '
             f'{names[1][0]}); expected the same names in both. Correct the tables.'
         )
-    lost = len(set(names[0]) ^ set(names[1]))
-    if lost:
-        logger.warning(
-            '%d landmarks are in only one of "%s" and "%s": left out.', lost, fixed, moving
-        )
-    points = [
-        table.points[[own.index(name) for name in both]]
-        for own, table in zip(names, tables, strict=True)
-    ]
+    rows = [[own.index(name) for name in both] for own in names]
+    _check_agreement(tables, columns, rows, paths)
+    _tell_unmatched(names, paths)
+    points = [table.points[own] for table, own in zip(tables, rows, strict=True)]
     return LandmarkPairs(both, *points)
 
 
@@ -148,16 +142,34 @@ def write_landmark_errors(
     return write_text(path, '\n'.join(lines) + '\n')
 
 
-def _names(
-    tables: tuple[PointTable, PointTable], path: Path, table: PointTable
-) -> list[str] | None:
-    """What the rows are called in a column that both tables have; None without one."""
-    headers = [[name.strip().lower() for name in one.header] for one in tables]
-    column = next((name for name in IDENTIFIERS if all(name in one for one in headers)), None)
-    if column is None:
-        return None
-    place = [name.strip().lower() for name in table.header].index(column)
-    names = [row[place].strip() if place < len(row) else '' for row in table.rows]
+def _columns(table: PointTable) -> list[str]:
+    return [name.strip().lower() for name in table.header]
+
+
+def _shared_identifiers(tables: tuple[PointTable, PointTable]) -> list[str]:
+    """Columns that name the landmarks in both tables, the preferred one first."""
+    shared = [name for name in IDENTIFIERS if all(name in _columns(table) for table in tables)]
+    return [name for name in shared if name != 'label' or _tells_rows_apart(tables, name)]
+
+
+def _tells_rows_apart(tables: tuple[PointTable, PointTable], column: str) -> bool:
+    """Whether no cell occurs twice; a label may be the kind of a landmark, such as "vessel"."""
+    return all(len(set(_cells(table, column))) == len(table.rows) for table in tables)
+
+
+def _cells(table: PointTable, column: str) -> list[str]:
+    place = _columns(table).index(column)
+    return [row[place].strip() if place < len(row) else '' for row in table.rows]
+
+
+def _names(table: PointTable, column: str, path: Path) -> list[str]:
+    """What the rows are called, each otherwise."""
+    names = _cells(table, column)
+    if '' in names:
+        raise InputDataError(
+            f'Row {names.index("") + 2} of "{path}" has no name in the column {column}; expected '
+            'one in each row, by which both tables are matched. Fill it in, or remove the row.'
+        )
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise InputDataError(
@@ -165,6 +177,43 @@ def _names(
             'each name once. Correct the table.'
         )
     return names
+
+
+def _check_agreement(
+    tables: tuple[PointTable, PointTable],
+    columns: list[str],
+    rows: list[list[int]],
+    paths: tuple[Path, Path],
+) -> None:
+    """Refuse rows that one column matches and another tells apart.
+
+    A running number that was written anew after a row had been removed pairs the wrong points.
+    """
+    first, *others = columns
+    for column in others:
+        cells = [_cells(table, column) for table in tables]
+        for one, other in zip(*rows, strict=True):
+            names = cells[0][one], cells[1][other]
+            if names[0] != names[1]:
+                raise InputDataError(
+                    f'The landmark with the {first} {_cells(tables[0], first)[one]} has the '
+                    f'{column} {names[0] or "(none)"} in "{paths[0]}" and {names[1] or "(none)"} '
+                    f'in "{paths[1]}"; expected both columns to match the same rows. Correct '
+                    'them, or remove the one that does not name the landmarks.'
+                )
+
+
+def _tell_unmatched(names: list[list[str]], paths: tuple[Path, Path]) -> None:
+    own, other = map(set, names)
+    lost = [name for name in [*names[0], *names[1]] if name not in own & other]
+    if lost:
+        logger.warning(
+            'Landmarks that only one of "%s" and "%s" has are left out: %d of %d, such as %s.',
+            *paths,
+            len(lost),
+            len(own | other),
+            lost[0],
+        )
 
 
 def _by_row(tables: tuple[PointTable, PointTable], fixed: Path, moving: Path) -> LandmarkPairs:

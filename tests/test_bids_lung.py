@@ -144,6 +144,16 @@ def test_landmarks_that_do_not_match_are_told_before_anything_runs(app):
     assert not (app.folder / 'log').exists()
 
 
+def test_a_row_that_one_table_lacks_is_left_out_and_said(app):
+    path = app.folder / 'ds/derivatives/manual/sub-02/ses-2/ct/sub-02_ses-2_landmarks.tsv'
+    rows = path.read_text().splitlines(keepends=True)
+    path.write_text(''.join(rows[:5] + rows[6:]))
+    code, said = app(*app.manual, '--participant-label', '02')
+    assert code == 0, said
+    assert 'has are left out: 1 of 20, such as 4.' in said
+    assert said.count('left out: 1 of 20') == 1
+
+
 def test_a_job_array_of_lungs(tmp_path):
     data = make_lungs(tmp_path / 'ds', {'01': {'ses-1': 1.0, 'ses-2': 1.1}})
     script = tmp_path / 'jobs.sh'

@@ -12,6 +12,7 @@ from lung_data import table
 from nephi_pipe.errors import InputDataError
 from nephi_pipe.geometry import apply_affine
 from nephi_pipe.landmark_errors import (
+    IDENTIFIERS,
     landmark_errors_mm,
     read_landmark_pairs,
     summarise_landmarks,
@@ -72,14 +73,42 @@ def test_the_table_has_a_row_for_each_landmark(tmp_path):
     assert set(summarise_landmarks(errors)['tre_inverse_mm']) == {'before'}
 
 
-def test_rows_are_matched_by_their_names(tmp_path, caplog):
+@pytest.mark.parametrize('header', IDENTIFIERS)
+def test_rows_are_matched_by_their_names(tmp_path, caplog, header):
     logging.getLogger('nephi_pipe').propagate = True
-    fixed = write(tmp_path, 'f', FIXED, [4, 5, 6])
-    moving = write(tmp_path, 'm', FIXED[[2, 0]] + SHIFT, [6, 4])  # a row is missing
+    fixed = write(tmp_path, 'f', FIXED, [4, 5, 6], header)
+    moving = write(tmp_path, 'm', FIXED[[2, 0]] + SHIFT, [6, 4], header)  # a row is missing
     pairs = read_landmark_pairs(fixed, moving)
     assert pairs.names == ['4', '6']
     assert np.array_equal(pairs.moving, pairs.fixed + SHIFT)
-    assert '1 landmarks are in only one of' in caplog.text
+    assert (
+        f'only one of "{fixed}" and "{moving}" has are left out: 1 of 3, such as 5' in caplog.text
+    )
+
+
+def test_rows_that_both_tables_lack_are_counted_on_both_sides(tmp_path, caplog):
+    """As many rows in both, and other ones: row by row two of three would be wrong."""
+    logging.getLogger('nephi_pipe').propagate = True
+    fixed = write(tmp_path, 'f', FIXED[:2], [4, 5])
+    moving = write(tmp_path, 'm', FIXED[1:] + SHIFT, [5, 6])
+    pairs = read_landmark_pairs(fixed, moving)
+    assert pairs.names == ['5']
+    assert np.array_equal(pairs.moving, pairs.fixed + SHIFT)
+    assert 'left out: 2 of 3, such as 4' in caplog.text
+
+
+def test_a_number_that_was_written_anew_after_a_row_had_gone_is_refused(tmp_path):
+    """By the numbers all three rows of one find a partner, two of them the wrong one."""
+    rows = ['index\tname\tx\ty\tz', '0\tcarina\t1\t2\t3', '1\tapex\t4\t5\t6']
+    fixed, moving = tmp_path / 'f.tsv', tmp_path / 'm.tsv'
+    fixed.write_text('\n'.join([*rows, '2\tbase\t7\t8\t9']) + '\n')
+    moving.write_text('\n'.join([*rows[:2], '1\tbase\t7\t8\t9']) + '\n')
+    with pytest.raises(InputDataError) as error:
+        read_landmark_pairs(fixed, moving)
+    said = str(error.value)
+    assert f'The landmark with the index 1 has the name apex in "{fixed}" and base in' in said
+    moving.write_text(moving.read_text().replace('1\tbase', '2\tbase'))
+    assert read_landmark_pairs(fixed, moving).names == ['0', '2']
 
 
 @pytest.mark.parametrize(
@@ -87,6 +116,7 @@ def test_rows_are_matched_by_their_names(tmp_path, caplog):
     [
         ([7, 8], None, r'No landmark of .*f.tsv" \(such as 0\) is in .*m.tsv" \(such as 7\)'),
         ([1, 1], None, 'names the landmark 1 more than once in the column index'),
+        ([0, ''], None, r'Row 3 of .*m.tsv" has no name in the column index'),
         ([0, 1], 'number', 'has 3 landmarks and .* has 2; expected as many in both'),
     ],
 )
@@ -103,3 +133,12 @@ def test_rows_without_names_belong_together_in_their_order(tmp_path):
     pairs = read_landmark_pairs(fixed, moving)
     assert pairs.names == ['0', '1', '2']
     assert np.array_equal(pairs.moving, FIXED + SHIFT)
+
+
+def test_a_label_that_says_the_kind_of_a_landmark_names_none(tmp_path):
+    kinds = ['vessel', 'airway', 'vessel']
+    fixed = write(tmp_path, 'f', FIXED, kinds, 'label')
+    moving = write(tmp_path, 'm', FIXED + SHIFT, kinds, 'label')
+    assert read_landmark_pairs(fixed, moving).names == ['0', '1', '2']
+    with pytest.raises(InputDataError, match='has 3 landmarks and .* has 2'):
+        read_landmark_pairs(fixed, write(tmp_path, 's', FIXED[:2], kinds[:2], 'label'))

@@ -52,7 +52,8 @@ class EvaluateRegistrationInputSpec(BaseInterfaceInputSpec):
     moving_labels = File(exists=True, desc='label map on the moving grid; warped in any case')
     fixed_landmarks = File(exists=True, desc='table of points (.tsv), columns x, y, z, RAS+ mm')
     moving_landmarks = File(
-        exists=True, desc='the corresponding points, by their column "index" or row by row'
+        exists=True,
+        desc='the corresponding points, by name (such as a column "index") or row by row',
     )
     moving_mask = File(
         exists=True,
