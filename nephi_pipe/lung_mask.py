@@ -40,6 +40,9 @@ SECOND_LUNG = 0.1
 OUTSIDE_SHARE = 0.35
 """Air outside the body meets the edges of the picture with a larger share of its surface."""
 
+ACROSS_SHARE = 0.2
+"""Likewise where it reaches both sides of the picture: tables and arms have surface too."""
+
 RING_MM = 6.0
 """Around a lung lies at least so much tissue; around the inside of a table does not."""
 
@@ -139,7 +142,10 @@ def _pieces_of_lung(
     labels, count = ndimage.label(air)
     ml = chest.ml(np.bincount(labels.ravel(), minlength=count + 1))
     ml[0] = 0
-    is_outside = _share_on_edges(labels, blank, count, chest) > OUTSIDE_SHARE
+    share = _share_on_edges(labels, blank, count, chest)
+    across = np.intersect1d(labels[0], labels[-1])
+    is_outside = share > OUTSIDE_SHARE
+    is_outside[across] |= share[across] > ACROSS_SHARE
     boxes = ndimage.find_objects(labels)
     found: list[int] = []
     for label in np.argsort(-ml):

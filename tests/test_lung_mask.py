@@ -124,6 +124,14 @@ def test_lungs_that_the_circle_of_the_scanner_cuts(chest):
     assert min(scores(Chest(mended, truth))) > 0.95
 
 
+def test_what_lies_beside_the_body_does_not_make_lungs_of_the_air_around(chest):
+    """Plates and arms have so much surface that the edges of the picture are little of it."""
+    x, y, z = np.moveaxis(chest.image.grid.points(), -1, 0)
+    plates = (np.abs(x) > 180) & (np.abs(x) < 205) & (np.abs(y) < 90) & (x % 12 < 4)
+    data = np.where(plates, 30, chest.image.data).astype(np.float32)
+    assert min(scores(Chest(Image(data, chest.image.grid), chest.lungs))) > 0.95
+
+
 def test_an_airway_that_is_open_to_the_outside(chest):
     data, grid = chest.image.data.copy(), chest.image.grid
     x, y, z = np.moveaxis(grid.points(), -1, 0)
