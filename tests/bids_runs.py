@@ -1,4 +1,4 @@
-"""Whole runs of ``nephi-pipe`` around the stub, for the tests of how they go and how they end."""
+"""Whole runs of ``nephi-pipe``, most of them around the stub: how they go and what they leave."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import bids_stub
+import pytest
 from bids_data import make_dataset
 
 STUB = Path(__file__).with_name('bids_stub.py')
@@ -60,3 +61,20 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end, 'waited in vain'
         time.sleep(0.05)
+
+
+def computed(work):
+    """When each node had its result; sinks and pages, which always run, left out."""
+    results = work.rglob('*_wf/**/result_*.pklz')
+    return {str(path): path.stat().st_mtime_ns for path in results if path.exists()}
+
+
+def check_valid(folder):
+    """The BIDS validator finds no error in a data set."""
+    validator = Path(sys.executable).with_name('bids-validator-deno')
+    if not validator.exists():
+        pytest.skip('bids-validator-deno is not installed')
+    done = subprocess.run([str(validator), str(folder), '--json'], capture_output=True, text=True)
+    issues = json.loads(done.stdout)['issues']['issues']
+    assert [issue for issue in issues if issue['severity'] == 'error'] == []
+    assert done.returncode == 0

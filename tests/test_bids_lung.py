@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import bids_stub
 import pytest
+from bids_runs import check_valid
 from lung_data import make_lungs
 
 from nephi_pipe.bids_app.cli import main, parse_settings
@@ -174,13 +174,6 @@ def run_lungs(folder, data, *more):
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def check_valid(out):
-    validator = Path(sys.executable).with_name('bids-validator-deno')
-    done = subprocess.run([str(validator), str(out), '--json'], capture_output=True, text=True)
-    errors = [i for i in json.loads(done.stdout)['issues']['issues'] if i['severity'] == 'error']
-    assert not errors
 
 
 def test_two_breath_states_are_registered(tmp_path):
