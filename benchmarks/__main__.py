@@ -8,6 +8,7 @@ import sys
 BENCHMARKS = {
     'brain': 'real brains beside Greedy and ANTs SyN: overlap, folds, time, memory',
     'lung': 'lungs of one person beside Greedy, elastix and ConvexAdam: landmarks, folds, time',
+    'breathing-cohort': 'lungs of three people through every level, one worker killed on the way',
     'affine-poses': 'the affine initialisation from random poses',
     'scale': 'a data set of a thousand people: indexing, dry run, workflow, group level',
     'needs': 'what one pair needs as a job of a queue: time, memory, disk',
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in BENCHMARKS:
         print('usage: python -m benchmarks NAME [options]   (NAME --help tells the options)\n')
         for name, summary in BENCHMARKS.items():
-            print(f'  {name:14} {summary}')
+            print(f'  {name:18} {summary}')
         return 0 if argv[:1] in (['-h'], ['--help']) else 64
     module = importlib.import_module(f'benchmarks.{argv[0].replace("-", "_")}')
     return module.main(argv[1:])

@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 from bids_data import small_demo
-from bids_runs import wait_for
+from bids_runs import computed, wait_for
 
 from nephi_pipe.bids_app.dataset import read_json
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.workers import workers_of  # noqa: E402
 
 KILLS = 20
 
@@ -48,9 +52,7 @@ class Demo:
         return self.log.read_text(errors='replace')
 
     def computed(self):
-        """When each node had its result; sinks and pages, which always run, left out."""
-        results = self.work.rglob('brain_wf/**/result_*.pklz')
-        return {str(path): path.stat().st_mtime_ns for path in results if path.exists()}
+        return computed(self.work)
 
     def files(self):
         """Contents by name, without what tells times and names of runs."""
@@ -140,12 +142,6 @@ def test_a_copy_of_the_data_computes_nothing_and_gives_the_same(undisturbed, tmp
     assert 'started' not in again.said() and again.said().count('finished (kept)') == 2
     changed = different(again.files(), undisturbed.files())
     assert changed == ['dataset_description.json'], 'which names the folder of the data'
-
-
-def workers_of(process):
-    """Process ids of a run's workers, and the node that each is busy with."""
-    found = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-    return [int(pid) for pid in found]
 
 
 @pytest.mark.slow
