@@ -10,7 +10,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +43,8 @@ class State:
     done: list[Pair] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     stopped: str = ''
+    log: ExitStack = field(default_factory=ExitStack)
+    """Holds the file of what is said, until all is said."""
 
     def check(self) -> None:
         """Raise :class:`Stopped` if a signal came; Nipype may have swallowed the first one."""
@@ -58,6 +60,12 @@ def run(settings: Settings) -> int:
     """Run the levels of ``settings``, say what happened, and return the exit code."""
     state = State()
     start_log(settings.verbose)
+    with state.log:
+        return _run_and_say(settings, state)
+
+
+def _run_and_say(settings: Settings, state: State) -> int:
+    """Run, then tell what failed and how it ended."""
     try:
         with _stopped_by_signals(state):
             _run(settings, state)
@@ -132,7 +140,8 @@ def _run_pairs(settings: Settings, pairs: Sequence[Pair], plugin: Plugin, state:
     _prepare_output(settings)
     people = sorted({f'sub-{pair.moving.subject}' for pair in pairs})
     locks = [settings.output_dir / 'logs', settings.own_work_dir / 'locks']
-    with hold(locks, people, name), log_file(settings.output_dir / 'logs' / f'{name}.log'):
+    with hold(locks, people, name):
+        state.log.enter_context(log_file(settings.output_dir / 'logs' / f'{name}.log'))
         clean_people(settings.output_dir, people)
         end_jobs(settings, people)
         write_dataset_files(settings, name, started, describe_method(settings))

@@ -338,6 +338,10 @@ def test_a_killed_worker_ends_its_person_only(app):
     assert 'was killed (SIGKILL), most probably because memory ran out' in said
     crash = list((app.out / 'sub-01' / 'log').glob('*/crash-*.txt'))
     assert len(crash) == 1 and 'SIGKILL' in crash[0].read_text()
+    (log,) = (app.out / 'logs').glob('*.log')
+    kept = log.read_text()
+    assert 'Error: sub-01: The worker process that ran' in kept
+    assert kept.endswith('Error: 1 of 2 pairs finished. Failed: sub-01.\n')
     assert (app.out / 'sub-02.html').exists() and not (app.out / 'sub-02/log').exists()
     app.behave({})
     assert app.run()[0] == 0, 'the same command goes on'
