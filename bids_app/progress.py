@@ -30,6 +30,7 @@ STEPS = {
     'moving_brain': 'brain of the moving scan',
     'fixed_lung': 'lungs of the fixed scan',
     'moving_lung': 'lungs of the moving scan',
+    'common_lungs': 'lungs of both scans',
     'affine_init': 'affine',
     OPTIMIZE: 'deformation',
     'transforms': 'transform files',

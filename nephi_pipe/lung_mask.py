@@ -113,15 +113,20 @@ def find_lungs(image: Image, mask: str | os.PathLike | None = None) -> tuple[np.
     """
     if mask is None:
         return lung_mask(image).data, 'found'
-    inside = load_mask(mask, like=image).data
-    share = float((image.data[inside] < LUNG_BELOW_HU).mean())
+    given = load_mask(mask, like=image)
+    check_shows_lung(given, image)
+    return given.data, 'given'
+
+
+def check_shows_lung(mask: Image, image: Image) -> None:
+    """Raise InputDataError unless a mask holds air, as one of one or both lungs does."""
+    share = float((image.data[mask.data > 0] < LUNG_BELOW_HU).mean())
     if share < LEAST_AIR:
         raise InputDataError(
-            f'The mask "{mask}" shows no lung: {100 * share:.0f} % of its voxels in {image.name} '
-            f'are below {LUNG_BELOW_HU:.0f} HU; expected {100 * LEAST_AIR:.0f} % or more, as in a '
-            'mask of one or both lungs. Check that both files belong together.'
+            f'The mask {mask.name} shows no lung: {100 * share:.0f} % of its voxels in '
+            f'{image.name} are below {LUNG_BELOW_HU:.0f} HU; expected {100 * LEAST_AIR:.0f} % or '
+            'more, as in a mask of one or both lungs. Check that both files belong together.'
         )
-    return inside, 'given'
 
 
 def _blank(data: np.ndarray) -> np.ndarray:
@@ -208,7 +213,7 @@ def _at_one_height(found: list[int], boxes: list[tuple[slice, ...]]) -> list[int
 
 def _sides(pieces: np.ndarray, outside: np.ndarray, chest: Coarse) -> np.ndarray:
     """1 in the right lung and 2 in the left one, divided where they touch."""
-    seeds = _two_lungs(pieces > 0, chest)
+    seeds = two_lungs(pieces > 0, chest)
     if seeds is None:
         return np.where(pieces > 0, _side_of_one(pieces > 0, outside, chest), 0).astype(np.uint8)
     box = bounding_box(pieces > 0)
@@ -220,8 +225,11 @@ def _sides(pieces: np.ndarray, outside: np.ndarray, chest: Coarse) -> np.ndarray
     return labels
 
 
-def _two_lungs(lungs: np.ndarray, chest: Coarse) -> np.ndarray | None:
-    """Inner parts of both lungs, labelled, as soon as eroding the mask divides it; else None."""
+def two_lungs(lungs: np.ndarray, chest: Coarse) -> np.ndarray | None:
+    """Inner parts of both lungs, labelled, as soon as eroding the mask divides it; else None.
+
+    ``lungs`` is a mask in the blocks of ``chest``.
+    """
     box = bounding_box(lungs)
     seeds = np.zeros(lungs.shape, dtype=np.uint8)
     lungs = lungs[box]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .ct import mend_ct
 from .errors import InputDataError, UsageError
 from .geometry import apply_affine, is_invertible
 from .images import Image, check_same_grid, load_image, load_mask
+from .lung_mask import check_shows_lung, lung_mask
+from .lung_sides import common_lungs
 from .presets import Preset, preset
 from .result import Registration, load_registration
 from .threads import torch_threads
@@ -62,7 +65,8 @@ def register(
         Images (or their files) on any grids. ``moving`` will be resampled onto ``fixed``.
     fixed_mask, moving_mask
         What is compared, each on the grid of its image. When None a rough foreground; of modality
-        'lung' the lungs, found in CTs that are mended where needed (:mod:`nephi_pipe.ct`).
+        'lung' the lungs, found in CTs that are mended where needed (:mod:`nephi_pipe.ct`), and of
+        both scans the same ones (:mod:`nephi_pipe.lung_sides`).
     exclude_mask
         Lesion or resection on the grid of either image: takes no part in the similarity.
     modality
@@ -100,6 +104,9 @@ def register(
     fixed, moving = _image(fixed), _image(moving)
     masks = [_mask(fixed_mask, fixed), _mask(moving_mask, moving)]
     excluded = _excluded(exclude_mask, fixed, moving)
+    if chosen.lungs:
+        fixed, moving = mend_ct(fixed)[0], mend_ct(moving)[0]
+        masks = _lungs(fixed, moving, masks)
     # Those that ship are no tiny network.
     weights = 'none' if sloppy and weights == 'default' else weights
     weights = chosen_weights(weights, modality, steps)
@@ -116,7 +123,7 @@ def register(
     with torch_threads(threads) as threads:
         started = time.monotonic()
         prepared = [
-            prepare(image, mask, out, chosen)
+            prepare(image, mask and mask.data, out, chosen)
             for image, mask, out in zip((fixed, moving), masks, excluded, strict=True)
         ]
         matrix = _affine(*prepared, affine, initial_transform, seed)
@@ -145,7 +152,7 @@ def _image(image: ImageLike) -> Image:
     return image if isinstance(image, Image) else load_image(image)
 
 
-def _mask(mask: ImageLike | None, image: Image) -> np.ndarray | None:
+def _mask(mask: ImageLike | None, image: Image) -> Image | None:
     if mask is None:
         return None
     mask = mask if isinstance(mask, Image) else load_mask(mask)
@@ -157,7 +164,18 @@ def _mask(mask: ImageLike | None, image: Image) -> np.ndarray | None:
             'hold a single value; expected a mask of the brain or lung in that image. Check that '
             'both belong together.'
         )
-    return mask.data > 0
+    return mask.with_data(mask.data > 0)
+
+
+def _lungs(fixed: Image, moving: Image, masks: Sequence[Image | None]) -> list[Image]:
+    """Masks of the same lungs in both CTs, found where they are not given."""
+    lungs = []
+    for image, mask in zip((fixed, moving), masks, strict=True):
+        if mask is not None:
+            check_shows_lung(mask, image)
+        lungs.append(mask or lung_mask(image))
+    common = common_lungs(fixed, lungs[0].data, moving, lungs[1].data)
+    return [own.with_data(data > 0) for own, data in zip(lungs, common, strict=True)]
 
 
 def _excluded(

@@ -183,6 +183,25 @@ def test_a_ct_is_mended_and_a_mask_of_one_lung_is_kept(tmp_path, caplog):
     np.testing.assert_array_equal(load_image(path).data, data)
 
 
+def test_masks_of_a_pair_hold_the_same_lungs(tmp_path):
+    chest = make_chest(chest_grid(6.0))
+    path = str(save_image(tmp_path / 'ct.nii.gz', chest.image.data, chest.image.grid))
+    masks = {
+        name: str(save_image(tmp_path / f'{name}.nii.gz', data, chest.image.grid))
+        for name, data in {'left': chest.lungs == 2, 'both': chest.lungs.astype('u1')}.items()
+    }
+    node = interfaces.CommonLungs(
+        fixed_image=path, moving_image=path, fixed_mask=masks['left'], moving_mask=masks['both']
+    )
+    outputs = run(node, tmp_path)
+    assert outputs.fixed_mask == masks['left']
+    assert outputs.moving_mask == str(tmp_path / 'moving_mask.nii.gz')
+    assert set(np.unique(load_labels(outputs.moving_mask).data)) == {0, 2}
+    node.inputs.fixed_mask = masks['both']
+    outputs = run(node, tmp_path)
+    assert outputs.fixed_mask == outputs.moving_mask == masks['both']
+
+
 def test_a_mask_beside_the_lungs_and_an_image_that_is_no_ct_are_refused(files, tmp_path):
     chest = make_chest(chest_grid(6.0))
     path = str(save_image(tmp_path / 'ct.nii.gz', chest.image.data, chest.image.grid))

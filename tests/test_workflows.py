@@ -88,6 +88,7 @@ def test_docstring_names_every_parameter_and_field(build):
 def test_few_nodes_run_for_a_pair(affine, report, xfm_format, build, organ):
     nodes = embed(build(affine=affine, report=report, xfm_format=xfm_format))
     expected = {f'fixed_{organ}', f'moving_{organ}', 'optimize', 'evaluate'}
+    expected |= {'common_lungs'} if organ == 'lung' else set()
     expected |= {'affine_init'} if affine else set()
     expected |= {'report'} if report else set()
     expected |= {'transforms'} if xfm_format != 'field' else set()
@@ -132,12 +133,15 @@ def test_lungs_are_registered_and_scored_as_lungs():
         (source.name, target.name): set(data['connect'])
         for source, target, data in graph.edges(data=True)
     }
-    pair_input = {target for (source, target) in edges if source == 'moving_lung'}
-    assert pair_input == {'inputnode', 'outputnode'}
-    assert edges['moving_lung', 'inputnode'] == {
+    moving = {target for (source, target) in edges if source == 'moving_lung'}
+    assert moving == {'inputnode', 'outputnode', 'common_lungs'}
+    assert edges['moving_lung', 'inputnode'] == {('image', 'moving_image')}
+    assert edges['moving_lung', 'common_lungs'] == {
         ('image', 'moving_image'),
         ('mask', 'moving_mask'),
     }
+    masks = {('fixed_mask', 'fixed_mask'), ('moving_mask', 'moving_mask')}
+    assert edges['common_lungs', 'inputnode'] == edges['common_lungs', 'outputnode'] == masks
     assert {('fixed_mask', 'fixed_mask'), ('moving_mask', 'moving_mask')} <= (
         edges['inputnode', 'evaluate'] & edges['inputnode', 'report']
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from nipype.pipeline.engine import Node, Workflow
 
-from ..interfaces import LungMask
+from ..interfaces import CommonLungs, LungMask
 from .masked import init_masked_pair_wf
 from .pair import init_register_pair_wf
 
@@ -57,7 +57,8 @@ def init_lung_wf(
     fixed_image, moving_image
         Chest CTs in HU.
     fixed_mask, moving_mask
-        Lung masks on their grids; found where not given.
+        Lung masks on their grids; found where not given. Where one holds one lung and the other
+        both, the other is restricted to the same lung.
     exclude_mask, fixed_labels, moving_labels, fixed_landmarks, moving_landmarks, initial_transform
         As :func:`init_register_pair_wf` has them.
 
@@ -92,7 +93,8 @@ def init_lung_wf(
     def find(side: str) -> Node:
         return Node(LungMask(), name=f'{side}_lung', mem_gb=LUNGS_GB)
 
-    return init_masked_pair_wf(pair, find, DESCRIPTION, name)
+    compare = Node(CommonLungs(), name='common_lungs', mem_gb=LUNGS_GB)
+    return init_masked_pair_wf(pair, find, DESCRIPTION, name, compare)
 
 
 DESCRIPTION = (

@@ -14,7 +14,11 @@ MASKS = ('fixed_mask', 'moving_mask', 'fixed_mask_source', 'moving_mask_source')
 
 
 def init_masked_pair_wf(
-    pair: Workflow, find: Callable[[str], Node], description: str, name: str
+    pair: Workflow,
+    find: Callable[[str], Node],
+    description: str,
+    name: str,
+    compare: Node | None = None,
 ) -> Workflow:
     """Build the workflow that looks for an organ in both images and registers them.
 
@@ -31,6 +35,9 @@ def init_masked_pair_wf(
         Sentences about the masks for a methods section.
     name
         Name of the workflow.
+    compare
+        A node that looks at both images and masks, by the names they have in a pair, and gives the
+        masks that are used; None to use them as they are found.
 
     Inputs
     ------
@@ -56,19 +63,23 @@ def init_masked_pair_wf(
     outputnode = Node(IdentityInterface(fields=[*OUTPUTS, *MASKS]), name='outputnode')
     others = [field for field in INPUTS if field not in MASKS]
     for side in ('fixed', 'moving'):
-        organ = find(side)
-        found = [('mask', f'inputnode.{side}_mask')]
-        if 'image' in organ.outputs.copyable_trait_names():
-            found.append(('image', f'inputnode.{side}_image'))
-            others.remove(f'{side}_image')
+        organ, image, mask = find(side), f'{side}_image', f'{side}_mask'
         workflow.connect([
-            (inputnode, organ, [(f'{side}_image', 'image'), (f'{side}_mask', 'mask')]),
-            (organ, pair, found),
-            (organ, outputnode, [
-                ('mask', f'{side}_mask'),
-                ('source', f'{side}_mask_source'),
-            ]),
+            (inputnode, organ, [(image, 'image'), (mask, 'mask')]),
+            (organ, outputnode, [('source', f'{mask}_source')]),
         ])  # fmt: skip
+        seen: tuple[Node, str] = (inputnode, image)
+        if 'image' in organ.outputs.copyable_trait_names():
+            seen = (organ, 'image')
+            workflow.connect(*seen, pair, f'inputnode.{image}')
+            others.remove(image)
+        used: tuple[Node, str] = (organ, 'mask')
+        if compare is not None:
+            workflow.connect(*seen, compare, image)
+            workflow.connect(*used, compare, mask)
+            used = (compare, mask)
+        workflow.connect(*used, pair, f'inputnode.{mask}')
+        workflow.connect(*used, outputnode, mask)
     workflow.connect([
         (inputnode, pair, [(field, f'inputnode.{field}') for field in others]),
         (pair, outputnode, [(f'outputnode.{field}', field) for field in OUTPUTS]),

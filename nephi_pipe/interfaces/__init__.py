@@ -5,7 +5,7 @@ Those that stand in the place of ANTs' are in :mod:`nephi_pipe.interfaces.ants`.
 
 from .apply import ApplyTransform
 from .evaluate import EvaluateRegistration
-from .images import BrainMask, Conform, LungMask
+from .images import BrainMask, CommonLungs, Conform, LungMask
 from .register import AffineInit, NePhiInfer, NePhiOptimize, WriteTransforms
 from .report import PairReport
 from .train import NePhiTrain
@@ -14,6 +14,7 @@ __all__ = [
     'AffineInit',
     'ApplyTransform',
     'BrainMask',
+    'CommonLungs',
     'Conform',
     'EvaluateRegistration',
     'LungMask',

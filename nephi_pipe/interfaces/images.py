@@ -136,3 +136,39 @@ class LungMask(SimpleInterface):
         mask = save_image(folder / 'mask.nii.gz', inside, image.grid)
         self._results.update(image=path, mask=str(mask), source=source)
         return runtime
+
+
+class CommonLungsInputSpec(BaseInterfaceInputSpec):
+    fixed_image = File(exists=True, mandatory=True, desc='chest CT in Hounsfield units')
+    moving_image = File(exists=True, mandatory=True, desc='chest CT in Hounsfield units')
+    fixed_mask = File(exists=True, mandatory=True, desc='lungs on the grid of fixed_image')
+    moving_mask = File(exists=True, mandatory=True, desc='lungs on the grid of moving_image')
+
+
+class CommonLungsOutputSpec(TraitedSpec):
+    fixed_mask = File(desc='what of fixed_mask the other holds too; the very file if it is all')
+    moving_mask = File(desc='what of moving_mask the other holds too; the very file if it is all')
+
+
+class CommonLungs(SimpleInterface):
+    """Where one mask holds one lung and the other both, restrict the other to the same lung."""
+
+    input_spec = CommonLungsInputSpec
+    output_spec = CommonLungsOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        from ..images import load_image, load_labels, save_image
+        from ..lung_sides import common_lungs
+
+        images, masks = (
+            [load(getattr(self.inputs, f'{side}_{kind}')) for side in ('fixed', 'moving')]
+            for kind, load in (('image', load_image), ('mask', load_labels))
+        )
+        common = common_lungs(images[0], masks[0].data, images[1], masks[1].data)
+        for side, mask, data in zip(('fixed', 'moving'), masks, common, strict=True):
+            path = mask.path
+            if data is not mask.data:
+                path = Path(runtime.cwd) / f'{side}_mask.nii.gz'
+                save_image(path, data.astype('uint8'), mask.grid)
+            self._results[f'{side}_mask'] = str(path)
+        return runtime
