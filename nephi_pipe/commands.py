@@ -10,18 +10,13 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import UsageError
 from .weights import chosen_weights
 
-if TYPE_CHECKING:
-    from .registration import Registration
-
 _REFRESH_S = 0.2
 _LINE_S = 10.0
-_DRAWN_MM = 4.0
-_SUFFIXES = {'h5': '.h5', 'nii': '.nii.gz', 'field': '.safetensors'}
 
 
 def register(arguments: argparse.Namespace) -> None:
@@ -30,7 +25,9 @@ def register(arguments: argparse.Namespace) -> None:
         raise UsageError(
             '--steps 0 without weights would be the affine alone; give --weights or some --steps'
         )
-    pair = _load_pair(arguments)
+    from .pair_files import load_pair, write_registration
+
+    pair = load_pair(arguments, arguments.modality)
 
     from .files import make_folder
 
@@ -42,8 +39,8 @@ def register(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     with torch_threads(arguments.threads):
         registration = register(
-            pair['fixed'],
-            pair['moving'],
+            pair.scored['fixed'],
+            pair.scored['moving'],
             fixed_mask=arguments.fixed_mask,
             moving_mask=arguments.moving_mask,
             exclude_mask=arguments.exclude_mask,
@@ -56,7 +53,7 @@ def register(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             progress=ProgressLine(),
         )
-        _write(registration, pair, arguments)
+        write_registration(registration, pair, arguments)
     print(f'Done in {time.monotonic() - started:.0f} s; the results are in {arguments.output}')
 
 
@@ -80,7 +77,9 @@ def apply(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """``nephi evaluate``: score any chain of transforms."""
-    pair = _load_pair(arguments)
+    from .pair_files import load_pair
+
+    pair = load_pair(arguments).scored
 
     from .apply import read_chain
     from .files import write_json
@@ -279,101 +278,9 @@ def _clock(seconds: float) -> str:
     return f'{minutes}:{seconds:02d}'
 
 
-def _load_pair(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Images, labels and landmarks by their names in the engine, checked before work starts."""
-    for kind in ('labels', 'landmarks'):
-        given = [getattr(arguments, f'{side}_{kind}') is not None for side in ('fixed', 'moving')]
-        if any(given) and not all(given):
-            raise UsageError(f'--fixed-{kind} and --moving-{kind} go together; give both or none')
-
-    from .images import check_same_grid, load_image, load_labels
-    from .landmark_errors import read_landmark_pairs
-
-    pair: dict[str, Any] = dict.fromkeys(('fixed_landmarks', 'moving_landmarks'))
-    if arguments.fixed_landmarks:
-        points = read_landmark_pairs(arguments.fixed_landmarks, arguments.moving_landmarks)
-        pair |= {'fixed_landmarks': points.fixed, 'moving_landmarks': points.moving}
-    for side in ('fixed', 'moving'):
-        pair[side] = load_image(getattr(arguments, side))
-        path = getattr(arguments, f'{side}_labels')
-        pair[f'{side}_labels'] = load_labels(path) if path else None
-        if pair[f'{side}_labels'] is not None:
-            check_same_grid(pair[f'{side}_labels'], pair[side])
-    return pair
-
-
 def _last_affine(chain: Any) -> Any:
     """The affine that a chain ends with: what it starts from, where it was made as ours are."""
     import numpy as np
 
     last = chain.steps[-1] if chain.steps else None
     return last if isinstance(last, np.ndarray) else None
-
-
-def _write(
-    registration: Registration, pair: dict[str, Any], arguments: argparse.Namespace
-) -> None:
-    """Everything that ``nephi register`` promises, into the output folder."""
-    from .files import write_json
-    from .images import save_image
-    from .presets.views import view
-    from .transforms import read_transform
-
-    seen = view(arguments.modality)
-    folder, suffix = arguments.output, _SUFFIXES[arguments.xfm_format]
-    for name, inverse in (('transform', False), ('inverse', True)):
-        facts = registration.save_transform(folder / f'{name}{suffix}', inverse=inverse)
-        write_json(folder / f'{name}.json', facts)
-    images = {'warped': registration.warp(pair['moving'], outside=seen.outside)}
-    if pair['moving_labels'] is not None:
-        images['warped_labels'] = registration.warp_labels(pair['moving_labels'])
-    if arguments.jacobian or arguments.report:
-        images['jacobian'] = registration.jacobian_determinant(total=seen.jacobian_of == 'total')
-    # What is scored is what others get to read: the file, not the field in memory.
-    saved = None if suffix == '.safetensors' else read_transform(folder / f'transform{suffix}')
-    metrics = registration.metrics(**pair, saved=saved)
-    write_json(folder / 'metrics.json', metrics)
-    for name, image in images.items():
-        if name != 'jacobian' or arguments.jacobian:
-            save_image(folder / f'{name}.nii.gz', image.data, image.grid)
-    if arguments.report:
-        _write_report(registration, pair, images, metrics, arguments)
-
-
-def _write_report(
-    registration: Registration,
-    pair: dict[str, Any],
-    images: dict[str, Any],
-    metrics: dict[str, Any],
-    arguments: argparse.Namespace,
-) -> None:
-    from .presets.views import view
-    from .report import PairImages, write_pair_report
-    from .transforms import Transform, resample
-
-    seen = view(arguments.modality)
-    fixed, labels = pair['fixed'], pair['moving_labels']
-    affine, coarse = Transform([registration.affine]), fixed.grid.resampled(_DRAWN_MM)
-    shown = PairImages(
-        fixed,
-        resample(pair['moving'], affine, fixed.grid, cval=seen.outside),
-        images['warped'],
-        jacobian=images['jacobian'],
-        displacement=registration.displacement(coarse),
-        displacement_grid=coarse,
-        labels_fixed=pair['fixed_labels'],
-        labels_before=labels and resample(labels, affine, fixed.grid, 'labels'),
-        labels_after=images.get('warped_labels'),
-        fixed_mask=registration.fixed_mask,
-        jacobian_of=seen.jacobian_of,
-    )
-    write_pair_report(
-        arguments.output / 'report.html',
-        shown,
-        metrics=metrics,
-        history=registration.history,
-        provenance=registration.provenance,
-        view=seen,
-        moving_name=arguments.moving.name,
-        fixed_name=arguments.fixed.name,
-    )

@@ -351,6 +351,7 @@ def test_register_writes_what_it_promises(registered) -> None:
         'inverse.h5',
         'inverse.json',
         'jacobian.nii.gz',
+        'landmarks.tsv',
         'metrics.json',
         'report.html',
         'transform.h5',
