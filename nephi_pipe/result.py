@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .displacement import DisplacementField, sample_field
+from .fold_search import lowest_determinants
 from .geometry import Frame, Grid, apply_affine
 from .images import Image, save_image
 from .transforms import Transform, resample, write_transform
@@ -33,9 +34,6 @@ BASE_SPACINGS_MM = (1.5, 1.0)
 
 _BELOW_BASE = 0.8
 """Nodes closer together than this part of such a lattice's show no more than the lattice."""
-
-SEARCH_SPACING_MM = 2.5
-"""Lattice on which the lowest determinants are looked for."""
 
 EXACT_POINTS = 50_000
 """Random mask points at which the network's own Jacobian is taken."""
@@ -228,13 +226,13 @@ class Registration:
         """Normalised points (N, 3) of either direction where the map folds or is about to."""
         found = []
         for direction in (self, self.inverse):
-            mask = direction.fixed_mask.data
-            every = np.maximum(np.floor(SEARCH_SPACING_MM / direction.fixed_grid.spacing), 1)
-            lattice = direction._build(direction.fixed_grid, every)
-            dense = direction._determinants(lattice, direction.fixed_grid)
-            points = direction._checked_points(dense, mask, seed)
-            low = direction.exact_jacobian_determinant(points) <= FOLD_FLOOR
-            found.append(direction._normalised(points[low]))
+            points, determinants = lowest_determinants(
+                direction.exact_jacobian_determinant,
+                direction.fixed_grid,
+                direction.fixed_mask.data,
+                seed,
+            )
+            found.append(direction._normalised(points[determinants <= FOLD_FLOOR]))
         return np.concatenate(found)
 
     def stored_transform(self, xfm_grid: str | float = 'auto') -> tuple[Transform, float]:
