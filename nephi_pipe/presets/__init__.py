@@ -53,9 +53,16 @@ BRAIN = Preset(
     refinement=OptimisationSettings(levels=(Level(1.0, 3.5, 2),), steps=60, warm_up=3),
 )
 
+# Lungs move far and smoothly: wide nodes, and windows that hold more than the noise of one place
+# (chosen on the real pair and on motions of DIR-Lab cases 1 to 3, see benchmarks/RESULTS.md).
 LUNG = Preset(
     COMPACT,
-    OptimisationSettings(similarity='local-ncc'),
+    OptimisationSettings(
+        levels=(Level(0.4, 12.0, 3, 2.0), Level(0.2, 8.0, 3, 1.0), Level(0.4, 8.0, 4, 0.7)),
+        steps=90,
+        similarity='local-ncc',
+        window=3.0,
+    ),
     intensity_range=(-1000.0, 0.0),
     lungs=True,
     rim_mm=4.0,
