@@ -11,15 +11,39 @@ from report_data import check_page, made_up_metrics
 
 from nephi_pipe.geometry import Grid
 from nephi_pipe.images import Image
+from nephi_pipe.landmark_errors import LandmarkPairs
 from nephi_pipe.presets.views import view
 from nephi_pipe.report import PairImages, pair_section, write_pair_report
 from nephi_pipe.report_charts import landmark_chart
 from nephi_pipe.report_maps import draw_jacobian, draw_landmarks_before, draw_motion
 from nephi_pipe.report_numbers import headline, key_figures
+from nephi_pipe.report_pair import charted_errors, registered_images
 from nephi_pipe.report_pictures import _Scene, draw_pictures
 from nephi_pipe.report_slices import PLANES
+from nephi_pipe.transforms import resample
 
 STRETCH = 1.2
+
+
+class KnownBreath:
+    """What a registration would find if it found the truth."""
+
+    def __init__(self, grid, mask, stretch=STRETCH):
+        self.fixed_grid, self.fixed_mask, self.stretch = grid, mask, stretch
+        self.affine = np.eye(4)
+
+    @property
+    def inverse(self):
+        return KnownBreath(self.fixed_grid, self.fixed_mask, 1 / self.stretch)
+
+    def warp_points(self, points):
+        return breathe(points, self.stretch)
+
+    def warp_labels(self, labels):
+        return resample(labels, self.warp_points, self.fixed_grid, 'labels')
+
+    def displacement(self, grid):
+        return self.warp_points(grid.points()) - grid.points()
 
 
 @pytest.fixture(scope='module')
@@ -109,6 +133,56 @@ def test_pictures_are_chosen_by_the_view_and_by_what_is_there(images):
     keys = {key for key, *_ in draw_pictures(images, view('lung'))}
     assert {'motion', 'jacobian', 'landmarksbefore', 'landmarksafter', 'labelsafter'} <= keys
     assert 'motion' not in {key for key, *_ in draw_pictures(images)}
+
+
+@pytest.fixture(scope='module')
+def gather(images):
+    """``registered_images`` of the breath, with whatever is given beside the images."""
+    registration = KnownBreath(images.fixed.grid, images.fixed_mask)
+
+    def gathered(modality='lung', **given):
+        pair = images.fixed, images.before, images.fixed
+        return registered_images(registration, *pair, view(modality), **given)
+
+    return gathered
+
+
+def masks_of(images):
+    moving = images.labels_before.with_data(images.labels_before.data > 0)
+    return images.fixed_mask, moving
+
+
+def test_masks_of_lungs_are_outlined_before_and_after(images, gather):
+    shown = gather(masks=masks_of(images))
+    assert shown.labels_name == 'lungs' and shown.jacobian_of == 'total'
+    fixed = shown.labels_fixed.data > 0
+    assert np.array_equal(fixed, images.fixed_mask.data)
+    wrong = [
+        np.mean((labels.data > 0) != fixed) for labels in (shown.labels_before, shown.labels_after)
+    ]
+    assert wrong[1] < 0.2 * wrong[0]
+    assert shown.labels_after.data.dtype.kind == 'u'
+
+
+def test_label_maps_are_outlined_rather_than_masks(images, gather):
+    """Where the moving image has labels; and masks only of an organ, and only of both images."""
+    labels = images.labels_fixed, images.labels_before, images.labels_after
+    shown = gather(masks=masks_of(images), labels=labels)
+    assert shown.labels_name == 'structures' and shown.labels_after is images.labels_after
+    assert gather('brain', masks=masks_of(images)).labels_fixed is None
+    assert gather(masks=(images.fixed_mask, None)).labels_fixed is None
+
+
+def test_landmarks_are_brought_back_to_the_fixed_image(images, gather):
+    points = landmarks()
+    pairs = LandmarkPairs([str(i) for i in range(len(points))], points, breathe(points, STRETCH))
+    shown = gather(landmarks=pairs)
+    assert np.allclose(shown.landmarks_before, pairs.moving)
+    assert np.allclose(shown.landmarks_after, points)
+    errors = charted_errors(KnownBreath(images.fixed.grid, images.fixed_mask), pairs)
+    assert np.allclose(errors['before'], np.linalg.norm(pairs.moving - points, axis=1))
+    assert np.allclose(errors['after'], 0)
+    assert gather().landmarks_fixed is None
 
 
 def test_the_chart_of_landmarks_rises_with_each_of_them():

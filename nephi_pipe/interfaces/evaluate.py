@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -16,20 +15,6 @@ from nipype.interfaces.base import (
 )
 
 from .common import given
-
-
-class _Maps(NamedTuple):
-    """What landmarks and masks are scored by.
-
-    ``dense`` maps like ``forward`` and is quick for whole images; ``determinant`` gives that of
-    the total map at the voxels of a mask.
-    """
-
-    affine: Any
-    forward: Any
-    inverse: Any
-    dense: Any
-    determinant: Callable[[Any], Any]
 
 
 class EvaluateRegistrationInputSpec(BaseInterfaceInputSpec):
@@ -83,11 +68,7 @@ class EvaluateRegistration(SimpleInterface):
         from ..errors import UsageError
         from ..files import write_json
         from ..images import save_image
-        from ..landmark_errors import (
-            landmark_errors_mm,
-            summarise_landmarks,
-            write_landmark_errors,
-        )
+        from ..landmark_errors import summarise_landmarks, write_landmark_errors
 
         if not (given(self.inputs.field) or given(self.inputs.transforms)):
             raise UsageError(
@@ -104,7 +85,7 @@ class EvaluateRegistration(SimpleInterface):
         score = self._score_field if given(self.inputs.field) else self._score_transforms
         metrics, warped_labels, maps = score(pair, moving_labels)
         if points is not None:
-            errors = landmark_errors_mm(points, maps.affine, maps.forward, maps.inverse)
+            errors = maps.landmark_errors_mm(points)
             metrics |= summarise_landmarks(errors)
             table = write_landmark_errors(folder / 'landmarks.tsv', points, errors)
             self._results['landmarks'] = str(table)
@@ -143,11 +124,9 @@ class EvaluateRegistration(SimpleInterface):
             )
         return read_landmark_pairs(fixed, moving)
 
-    def _organ(self, pair: dict[str, Any], maps: _Maps) -> dict[str, Any]:
+    def _organ(self, pair: dict[str, Any], maps: Any) -> dict[str, Any]:
         """Overlap and change of volume of the organ that the masks hold, if both are given."""
         from ..images import load_mask
-        from ..transforms import Transform
-        from ..volume_change import mask_overlap, volume_change
 
         masks = []
         for side in ('fixed', 'moving'):
@@ -155,17 +134,13 @@ class EvaluateRegistration(SimpleInterface):
             if not path:
                 return {}
             masks.append(load_mask(path, like=pair[side]))
-        fixed, moving = masks
-        both = {'before': Transform([maps.affine]), 'after': maps.dense}
-        return {
-            'masks': {'dice': mask_overlap(fixed, moving, both)},
-            'volume': volume_change(maps.determinant(fixed), fixed, moving),
-        }
+        return maps.organ_scores(*masks)
 
-    def _score_field(self, pair: dict[str, Any], labels: Any) -> tuple[dict, Any, _Maps]:
+    def _score_field(self, pair: dict[str, Any], labels: Any) -> tuple[dict, Any, Any]:
         import torch
 
         from ..apply import read_chain
+        from ..pair_scores import maps_of_registration
         from ..registration import load_registration
 
         torch.set_num_threads(self.inputs.num_threads)
@@ -173,22 +148,16 @@ class EvaluateRegistration(SimpleInterface):
         saved = given(self.inputs.transforms)
         saved = read_chain(saved) if saved else registration.stored_transform()[0]
         metrics = registration.metrics(**pair, saved=saved)
-        maps = _Maps(
-            registration.affine,
-            registration.warp_points,
-            registration.inverse.warp_points,
-            saved,
-            lambda mask: registration.jacobian_determinant(mask.grid, total=True).data[mask.data],
-        )
+        maps = maps_of_registration(registration, saved)
         return metrics, labels and registration.warp_labels(labels), maps
 
-    def _score_transforms(self, pair: dict[str, Any], labels: Any) -> tuple[dict, Any, _Maps]:
+    def _score_transforms(self, pair: dict[str, Any], labels: Any) -> tuple[dict, Any, Any]:
         import numpy as np
 
         from ..apply import read_chain
-        from ..folds import finite_differences
         from ..images import load_mask
-        from ..metrics import displacement_on, evaluate
+        from ..metrics import evaluate
+        from ..pair_scores import maps_of_transform
         from ..transforms import read_affine, resample
 
         affine, mask = given(self.inputs.affine), given(self.inputs.fixed_mask)
@@ -204,10 +173,6 @@ class EvaluateRegistration(SimpleInterface):
             affine=affine,
         )
 
-        def determinant(mask: Any) -> Any:
-            displacement = displacement_on(transform, mask.grid)
-            return finite_differences(displacement, mask.grid, mask.data)[1]
-
-        maps = _Maps(affine, transform, inverse, transform, determinant)
+        maps = maps_of_transform(transform, affine, inverse)
         warped = labels and resample(labels, transform, pair['fixed'].grid, 'labels')
         return metrics, warped, maps

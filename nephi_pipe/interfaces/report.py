@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,6 @@ from nipype.interfaces.base import (
 
 from .common import given
 from .register import MODALITIES
-
-GRID_MM = 4.0
-"""Spacing of the displacement that the figure of the deformed grid is drawn from."""
 
 
 class PairReportInputSpec(BaseInterfaceInputSpec):
@@ -62,6 +60,7 @@ class PairReport(SimpleInterface):
         from ..presets.views import view
         from ..registration import load_registration
         from ..report import pair_figures
+        from ..report_pair import charted_errors
         from ..threads import torch_threads
 
         def read(path: Any) -> Any:
@@ -80,7 +79,7 @@ class PairReport(SimpleInterface):
                 history=history,
                 metrics=metrics,
                 label_names=names,
-                landmark_errors=points and self._errors(registration, points),
+                landmark_errors=points and charted_errors(registration, points),
                 view=seen,
                 suffix=self.inputs.suffix,
             )
@@ -104,64 +103,30 @@ class PairReport(SimpleInterface):
         paths = given(self.inputs.fixed_landmarks), given(self.inputs.moving_landmarks)
         return read_landmark_pairs(*paths) if all(paths) else None
 
-    def _errors(self, registration: Any, points: Any) -> dict[str, Any]:
-        from ..landmark_errors import landmark_errors_mm
-
-        errors = landmark_errors_mm(points, registration.affine, registration.warp_points)
-        return {'before': errors['affine_mm'], 'after': errors['nephi_mm']}
-
-    def _outlined(self, registration: Any, fixed: Any, moving: Any, seen: Any) -> dict[str, Any]:
-        """Label maps whose outlines are shown: those given, else the masks of an organ."""
-        from ..images import load_labels, load_mask
-        from ..transforms import Transform, resample
-
-        affine, inputs = Transform([registration.affine]), self.inputs
-        labels, masks = given(inputs.moving_labels), [inputs.fixed_mask, inputs.moving_mask]
-        if seen.organ and all(map(given, masks)) and not labels:
-            mask = load_mask(masks[1], like=moving)
-            mask = mask.with_data(mask.data.astype('uint8'))
-            return {
-                'labels_name': seen.organ,
-                'labels_fixed': load_mask(masks[0], like=fixed),
-                'labels_before': resample(mask, affine, fixed.grid, 'labels'),
-                'labels_after': registration.warp_labels(mask),
-            }
-        paths = {'labels_fixed': inputs.fixed_labels, 'labels_after': inputs.warped_labels}
-        shown = {name: load_labels(path) for name, path in paths.items() if given(path)}
-        if labels:
-            before = resample(load_labels(labels), affine, fixed.grid, 'labels')
-            shown['labels_before'] = before
-        return shown
-
     def _images(self, registration: Any, seen: Any, points: Any) -> Any:
-        import numpy as np
+        from ..images import load_image, load_labels, load_mask
+        from ..report_pair import registered_images
 
-        from ..geometry import apply_affine
-        from ..images import load_image
-        from ..report import PairImages
-        from ..transforms import Transform, resample
+        def read(name: str, load: Any) -> Any:
+            path = given(getattr(self.inputs, name))
+            return load(path) if path else None
 
         fixed, moving = load_image(self.inputs.fixed_image), load_image(self.inputs.moving_image)
-        affine = Transform([registration.affine])
-        coarse = fixed.grid.resampled(GRID_MM)
-        optional = self._outlined(registration, fixed, moving, seen)
-        if given(self.inputs.jacobian):
-            optional['jacobian'] = load_image(self.inputs.jacobian)
-        if points is not None:
-            optional |= {
-                'landmarks_fixed': points.fixed,
-                'landmarks_before': apply_affine(
-                    np.linalg.inv(registration.affine), points.moving
-                ),
-                'landmarks_after': registration.inverse.warp_points(points.moving),
-            }
-        return PairImages(
+        return registered_images(
+            registration,
             fixed,
-            resample(moving, affine, fixed.grid, cval=seen.outside),
+            moving,
             load_image(self.inputs.warped_image),
-            displacement=registration.displacement(coarse),
-            displacement_grid=coarse,
-            fixed_mask=registration.fixed_mask,
-            jacobian_of=seen.jacobian_of,
-            **optional,
+            seen,
+            jacobian=read('jacobian', load_image),
+            labels=(
+                read('fixed_labels', load_labels),
+                read('moving_labels', load_labels),
+                read('warped_labels', load_labels),
+            ),
+            masks=(
+                read('fixed_mask', partial(load_mask, like=fixed)),
+                read('moving_mask', partial(load_mask, like=moving)),
+            ),
+            landmarks=points,
         )
