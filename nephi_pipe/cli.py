@@ -223,6 +223,11 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument('--moving', type=Path, required=True, metavar='IMAGE')
     _add_pair_files(parser, exclude=False)
     parser.add_argument(
+        '--modality', choices=MODALITIES, default='other',
+        help='lung: CTs are mended, and lungs found and scored, as nephi register does it '
+        '(default: other, images are scored as they are)',
+    )  # fmt: skip
+    parser.add_argument(
         '--inverse', type=Path, nargs='+', metavar='TRANSFORM',
         help='the way back, listed likewise, for the inverse consistency',
     )  # fmt: skip

@@ -27,7 +27,7 @@ def register(arguments: argparse.Namespace) -> None:
         )
     from .pair_files import load_pair, write_registration
 
-    pair = load_pair(arguments, arguments.modality)
+    pair = load_pair(arguments)
 
     from .files import make_folder
 
@@ -41,8 +41,8 @@ def register(arguments: argparse.Namespace) -> None:
         registration = register(
             pair.scored['fixed'],
             pair.scored['moving'],
-            fixed_mask=arguments.fixed_mask,
-            moving_mask=arguments.moving_mask,
+            fixed_mask=pair.masks[0],
+            moving_mask=pair.masks[1],
             exclude_mask=arguments.exclude_mask,
             modality=arguments.modality,
             weights=arguments.weights,
@@ -77,21 +77,23 @@ def apply(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """``nephi evaluate``: score any chain of transforms."""
-    from .pair_files import load_pair
+    from .pair_files import landmark_and_organ_scores, load_pair
 
-    pair = load_pair(arguments).scored
+    pair = load_pair(arguments)
 
     from .apply import read_chain
     from .files import write_json
-    from .images import load_mask
     from .metrics import evaluate
+    from .pair_scores import maps_of_transform
     from .transforms import read_affine
 
     chain = read_chain(arguments.transforms)
     affine = read_affine(arguments.affine) if arguments.affine else _last_affine(chain)
-    mask = load_mask(arguments.fixed_mask, like=pair['fixed']) if arguments.fixed_mask else None
     inverse = read_chain(arguments.inverse) if arguments.inverse else None
-    scores = evaluate(chain, **pair, inverse=inverse, fixed_mask=mask, affine=affine)
+    scores = evaluate(
+        chain, **pair.scored, inverse=inverse, fixed_mask=pair.masks[0], affine=affine
+    )
+    scores |= landmark_and_organ_scores(maps_of_transform(chain, affine, inverse), pair)
     if arguments.output:
         write_json(arguments.output, scores)
     else:
@@ -279,8 +281,11 @@ def _clock(seconds: float) -> str:
 
 
 def _last_affine(chain: Any) -> Any:
-    """The affine that a chain ends with: what it starts from, where it was made as ours are."""
+    """The affine that a chain ends with: what it starts from, where it was made as ours are.
+
+    The identity where it ends otherwise.
+    """
     import numpy as np
 
     last = chain.steps[-1] if chain.steps else None
-    return last if isinstance(last, np.ndarray) else None
+    return last if isinstance(last, np.ndarray) else np.eye(4)

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .images import Image
     from .landmark_errors import LandmarkPairs
+    from .pair_scores import PairMaps
     from .registration import Registration
 
-_DRAWN_MM = 4.0
 _SUFFIXES = {'h5': '.h5', 'nii': '.nii.gz', 'field': '.safetensors'}
 
 
@@ -22,18 +25,21 @@ class PairInputs(NamedTuple):
     """Two images and what belongs to them.
 
     ``scored`` has images, labels and landmarks by the names under which the engine scores them;
-    ``landmarks`` the latter once more, with what they are called.
+    ``landmarks`` the latter once more, with what they are called. ``masks`` are those of fixed and
+    moving image; ``organ`` the same ones where they hold an organ that is scored and shown.
     """
 
     scored: dict[str, Any]
     landmarks: LandmarkPairs | None
+    masks: tuple[Image | None, Image | None]
+    organ: tuple[Image, Image] | None
 
 
-def load_pair(arguments: argparse.Namespace, modality: str = 'other') -> PairInputs:
-    """Read images, labels and landmarks, and check them before work starts.
+def load_pair(arguments: argparse.Namespace) -> PairInputs:
+    """Read images, masks, labels and landmarks, and check them before work starts.
 
     CTs of lungs are mended as the BIDS App does it, so that nothing that a scanner left behind
-    gets into what is warped, scored and shown.
+    gets into what is warped, scored and shown; their lungs are found where no mask is given.
     """
     for kind in ('labels', 'landmarks'):
         given = [getattr(arguments, f'{side}_{kind}') is not None for side in ('fixed', 'moving')]
@@ -45,6 +51,7 @@ def load_pair(arguments: argparse.Namespace, modality: str = 'other') -> PairInp
     from .landmark_errors import read_landmark_pairs
     from .presets import preset
 
+    lungs = preset(arguments.modality).lungs
     scored: dict[str, Any] = dict.fromkeys(('fixed_landmarks', 'moving_landmarks'))
     landmarks = None
     if arguments.fixed_landmarks:
@@ -52,12 +59,45 @@ def load_pair(arguments: argparse.Namespace, modality: str = 'other') -> PairInp
         scored |= {'fixed_landmarks': landmarks.fixed, 'moving_landmarks': landmarks.moving}
     for side in ('fixed', 'moving'):
         image = load_image(getattr(arguments, side))
-        scored[side] = mend_ct(image)[0] if preset(modality).lungs else image
+        scored[side] = mend_ct(image)[0] if lungs else image
         path = getattr(arguments, f'{side}_labels')
         scored[f'{side}_labels'] = load_labels(path) if path else None
         if scored[f'{side}_labels'] is not None:
             check_same_grid(scored[f'{side}_labels'], scored[side])
-    return PairInputs(scored, landmarks)
+    organ = _lung_masks(arguments, scored) if lungs else None
+    return PairInputs(scored, landmarks, organ or _given_masks(arguments, scored), organ)
+
+
+def _given_masks(
+    arguments: argparse.Namespace, scored: dict[str, Any]
+) -> tuple[Image | None, Image | None]:
+    """Masks as they are given, each on the grid of its image."""
+    from .images import load_mask
+
+    fixed, moving = arguments.fixed_mask, arguments.moving_mask
+    return (
+        load_mask(fixed, like=scored['fixed']) if fixed else None,
+        load_mask(moving, like=scored['moving']) if moving else None,
+    )
+
+
+def _lung_masks(arguments: argparse.Namespace, scored: dict[str, Any]) -> tuple[Image, Image]:
+    """The same lungs of both CTs, found where no mask is given."""
+    from .images import Image
+    from .lung_mask import find_lungs
+    from .lung_sides import common_lungs
+
+    fixed, moving = scored['fixed'], scored['moving']
+    fixed_mask, moving_mask = common_lungs(
+        fixed,
+        find_lungs(fixed, arguments.fixed_mask)[0],
+        moving,
+        find_lungs(moving, arguments.moving_mask)[0],
+    )
+    return (
+        Image(fixed_mask > 0, fixed.grid, arguments.fixed_mask),
+        Image(moving_mask > 0, moving.grid, arguments.moving_mask),
+    )
 
 
 def write_registration(
@@ -66,6 +106,7 @@ def write_registration(
     """Everything that ``nephi register`` promises, into the output folder."""
     from .files import write_json
     from .images import save_image
+    from .pair_scores import maps_of_registration
     from .presets.views import view
     from .transforms import read_transform
 
@@ -80,60 +121,71 @@ def write_registration(
     if arguments.jacobian or arguments.report:
         images['jacobian'] = registration.jacobian_determinant(total=seen.jacobian_of == 'total')
     # What is scored is what others get to read: the file, not the field in memory.
-    saved = None if suffix == '.safetensors' else read_transform(folder / f'transform{suffix}')
+    saved = (
+        registration.stored_transform()[0]
+        if suffix == '.safetensors'
+        else read_transform(folder / f'transform{suffix}')
+    )
     metrics = registration.metrics(**scored, saved=saved)
-    if pair.landmarks is not None:
-        metrics |= _write_landmarks(registration, pair.landmarks, arguments)
+    maps = maps_of_registration(registration, saved)
+    metrics |= landmark_and_organ_scores(maps, pair, folder / 'landmarks.tsv')
     write_json(folder / 'metrics.json', metrics)
     for name, image in images.items():
         if name != 'jacobian' or arguments.jacobian:
             save_image(folder / f'{name}.nii.gz', image.data, image.grid)
     if arguments.report:
-        _write_report(registration, scored, images, metrics, arguments)
+        _write_report(registration, pair, images, metrics, arguments)
 
 
-def _write_landmarks(
-    registration: Registration, landmarks: LandmarkPairs, arguments: argparse.Namespace
+def landmark_and_organ_scores(
+    maps: PairMaps, pair: PairInputs, table: Path | None = None
 ) -> dict[str, Any]:
-    """Write the table of landmarks; their scores in both directions, as the BIDS App has them."""
-    from .landmark_errors import landmark_errors_mm, summarise_landmarks, write_landmark_errors
+    """Scores of landmarks in both directions and of the organ, as the BIDS App has them.
 
-    errors = landmark_errors_mm(
-        landmarks,
-        registration.affine,
-        registration.warp_points,
-        registration.inverse.warp_points,
-    )
-    write_landmark_errors(arguments.output / 'landmarks.tsv', landmarks, errors)
-    return summarise_landmarks(errors)
+    Parameters
+    ----------
+    maps
+        What they are scored by.
+    pair
+        Where landmarks and masks come from.
+    table
+        The file (.tsv) that gets a row for each landmark.
+    """
+    from .landmark_errors import summarise_landmarks, write_landmark_errors
+
+    scores: dict[str, Any] = {}
+    if pair.landmarks is not None:
+        errors = maps.landmark_errors_mm(pair.landmarks)
+        scores |= summarise_landmarks(errors)
+        if table is not None:
+            write_landmark_errors(table, pair.landmarks, errors)
+    if pair.organ is not None:
+        scores |= maps.organ_scores(*pair.organ)
+    return scores
 
 
 def _write_report(
     registration: Registration,
-    scored: dict[str, Any],
-    images: dict[str, Any],
+    pair: PairInputs,
+    images: dict[str, Image],
     metrics: dict[str, Any],
     arguments: argparse.Namespace,
 ) -> None:
     from .presets.views import view
-    from .report import PairImages, write_pair_report
-    from .transforms import Transform, resample
+    from .report import write_pair_report
+    from .report_pair import charted_errors, registered_images
 
-    seen = view(arguments.modality)
-    fixed, labels = scored['fixed'], scored['moving_labels']
-    affine, coarse = Transform([registration.affine]), fixed.grid.resampled(_DRAWN_MM)
-    shown = PairImages(
-        fixed,
-        resample(scored['moving'], affine, fixed.grid, cval=seen.outside),
+    seen, scored, landmarks = view(arguments.modality), pair.scored, pair.landmarks
+    shown = registered_images(
+        registration,
+        scored['fixed'],
+        scored['moving'],
         images['warped'],
+        seen,
         jacobian=images['jacobian'],
-        displacement=registration.displacement(coarse),
-        displacement_grid=coarse,
-        labels_fixed=scored['fixed_labels'],
-        labels_before=labels and resample(labels, affine, fixed.grid, 'labels'),
-        labels_after=images.get('warped_labels'),
-        fixed_mask=registration.fixed_mask,
-        jacobian_of=seen.jacobian_of,
+        labels=(scored['fixed_labels'], scored['moving_labels'], images.get('warped_labels')),
+        masks=pair.masks,
+        landmarks=landmarks,
     )
     write_pair_report(
         arguments.output / 'report.html',
@@ -141,6 +193,8 @@ def _write_report(
         metrics=metrics,
         history=registration.history,
         provenance=registration.provenance,
+        seconds=registration.provenance.get('seconds'),
+        landmark_errors=charted_errors(registration, landmarks) if landmarks else None,
         view=seen,
         moving_name=arguments.moving.name,
         fixed_name=arguments.fixed.name,

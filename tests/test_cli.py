@@ -361,6 +361,10 @@ def test_register_writes_what_it_promises(registered) -> None:
     }
     page = (registered / 'report.html').read_text(encoding='utf-8')
     assert '<html' in page and 'src="http' not in page
+    assert 'alt="Landmarks after (NePhi),' in page and 'alt="Landmark errors, chart' in page
+    assert 'Change of volume' not in page
+    scores = json.loads((registered / 'metrics.json').read_text())
+    assert not {'masks', 'volume'} & set(scores)
 
 
 def test_register_brings_the_landmarks_closer(registered, files) -> None:
