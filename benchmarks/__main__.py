@@ -9,6 +9,7 @@ BENCHMARKS = {
     'brain': 'real brains beside Greedy and ANTs SyN: overlap, folds, time, memory',
     'lung': 'lungs of one person beside Greedy, elastix and ConvexAdam: landmarks, folds, time',
     'breathing-cohort': 'lungs of three people through every level, one worker killed on the way',
+    'latent-path': 'deformations between two registrations, by their latent codes',
     'affine-poses': 'the affine initialisation from random poses',
     'scale': 'a data set of a thousand people: indexing, dry run, workflow, group level',
     'needs': 'what one pair needs as a job of a queue: time, memory, disk',
