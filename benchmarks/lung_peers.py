@@ -24,13 +24,14 @@ MASK_MARGIN_MM = 5.0
 GREEDY_AFFINE = '-a -dof 12 -ia-image-centers -m NCC 4x4x4 -n 100x50x10'
 GREEDY_DEFORMABLE = '-m NCC 4x4x4 -n 100x100x50 -s 1.732vox 0.7071vox'
 
-_ELASTIX_BOTH = {'MaximumNumberOfIterations': '500', 'RequiredRatioOfValidSamples': '0.05'}
+_ELASTIX_BOTH = {'MaximumNumberOfIterations': '500', 'ErodeMask': 'false'}
 ELASTIX = {
     'affine': {'AutomaticTransformInitialization': 'true', **_ELASTIX_BOTH},
     'bspline': _ELASTIX_BOTH,
 }
-"""Changes of elastix' default parameter maps: worlds may be far apart, and it stops where more
-than three quarters of the samples leave a cropped picture."""
+"""Changes of elastix' default parameter maps: worlds may be far apart, and masks of lungs that are
+eroded as much as coarse levels are smoothed leave next to no samples; it stops with an error then.
+"""
 
 _THREADER = {'ITK_GLOBAL_DEFAULT_THREADER': 'Platform'}
 """With ITK's default pool of threads the B-spline stage ends in a segmentation fault."""
