@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for pair in _pairs(given):
         for method in given.methods:
             path = given.out / f'{pair.name}_{method}.json'
+            if given.finished and not path.exists():
+                continue
             title = f'{method}: {pair.moving_name} to {pair.fixed_name}'
             names = {'fixed': pair.fixed_name, 'moving': pair.moving_name}
             records.append(kept(path, title, names, partial(run, method, pair, given)))
@@ -154,6 +156,10 @@ def _parser() -> argparse.ArgumentParser:
         '--methods', nargs='+', choices=METHODS, default=[m for m in METHODS if m != 'nephi-none']
     )
     parser.add_argument('--steps', type=int, metavar='N', help='of NePhi, for a quick look')
+    parser.add_argument(
+        '--finished', action='store_true',
+        help='measure nothing: tables of what is in --out; means are over the pairs of a method',
+    )  # fmt: skip
     common_options(parser)
     parser.add_argument(
         '--peers-python', default=os.environ.get('NEPHI_PEERS_PYTHON'), metavar='PYTHON',

@@ -260,6 +260,9 @@ def test_a_run_goes_on_where_it_was_interrupted(made, monkeypatch, capsys):
     monkeypatch.setattr(lung, 'run', fake)
     with pytest.raises(RuntimeError):
         main(arguments(made, 'nephi', 'greedy'))
+    assert main([*arguments(made, 'nephi', 'greedy'), '--finished']) == 0
+    assert done == ['nephi', 'greedy']
+    assert 'Greedy' not in (made.parents[1] / 'tables.md').read_text()
     assert main(arguments(made, 'nephi', 'greedy')) == 0
     assert main(arguments(made, 'nephi', 'greedy')) == 0
     assert done == ['nephi', 'greedy', 'greedy']
