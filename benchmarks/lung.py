@@ -53,7 +53,7 @@ class Pair:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then print and write the tables."""
     given = _parser().parse_args(argv)
-    if set(given.methods) & set(PEERS) and not given.peers_python:
+    if set(given.methods) & set(PEERS) and not (given.peers_python or given.finished):
         sys.exit(
             'elastix and ConvexAdam need --peers-python or NEPHI_PEERS_PYTHON: a Python that has '
             'itk-elastix, convexAdam and picsl-greedy.'
