@@ -1,5 +1,6 @@
 """What every test run needs before anything is imported, and fixtures of several files."""
 
+import logging
 import os
 import subprocess
 
@@ -9,6 +10,16 @@ for name in ('NO_ET', 'NIPYPE_NO_ET'):
     os.environ.setdefault(name, '1')
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'Agg')
+
+
+@pytest.fixture(autouse=True)
+def own_log():
+    """A run of the app in this process leaves its handlers, on streams that are closed then."""
+    yield
+    logger = logging.getLogger('nephi_pipe')
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
