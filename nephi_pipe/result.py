@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .dense import DenseMap, FieldSide
 from .displacement import DisplacementField, sample_field
 from .fold_search import lowest_determinants
 from .geometry import Frame, Grid, apply_affine
@@ -18,22 +18,6 @@ from .transforms import Transform, resample, write_transform
 
 if TYPE_CHECKING:
     from .field.deformation import NePhiField
-    from .field.lattice import FrameLattice, SplineLattice
-
-LATTICE_TOLERANCE_VOXELS = 0.02
-"""Largest error of dense evaluation on a coarser lattice, in voxels of the target grid."""
-
-LATTICE_CHECKED = 4000
-"""Random mask points at which dense evaluation is compared with the network."""
-
-LATTICE_SPACINGS_MM = (4.0, 3.0, 2.5, 1.75, 1.25)
-"""Lattices for dense evaluation, coarsest first."""
-
-BASE_SPACINGS_MM = (1.5, 1.0)
-"""Lattices along the frame's axes on which the networks are evaluated for dense maps."""
-
-_BELOW_BASE = 0.8
-"""Nodes closer together than this part of such a lattice's show no more than the lattice."""
 
 EXACT_POINTS = 50_000
 """Random mask points at which the network's own Jacobian is taken."""
@@ -43,8 +27,6 @@ LOWEST_POINTS = 5_000
 
 FOLD_FLOOR = 0.02
 """Determinants below this count as about to fold when a map is repaired."""
-
-_SLAB = 24
 
 
 class Registration:
@@ -86,9 +68,10 @@ class Registration:
         self.fixed_grid, self.moving_grid = fixed_grid, moving_grid
         self.fixed_mask, self.moving_mask = fixed_mask, moving_mask
         self.inverted = inverted
-        self._lattices: list[tuple[Grid, SplineLattice]] = []
-        self._frame_lattice: FrameLattice | None = None
-        self._base_mm = math.inf
+        # This side's world to the world of the frame, which is the forward fixed one.
+        to_frame = self.affine if inverted else np.eye(4)
+        self._side = FieldSide(field, frame, to_frame, inverted)
+        self._dense = DenseMap(self._side, fixed_grid, fixed_mask.data)
         self.history = [] if history is None else history
         self.provenance = provenance or {}
 
@@ -112,15 +95,7 @@ class Registration:
 
     def displacement_at(self, points_mm: np.ndarray) -> np.ndarray:
         """u at points (..., 3) in mm, from the network itself; float64 mm of the same shape."""
-        import torch
-
-        points_mm = np.asarray(points_mm, dtype=float)
-        normalised = self._normalised(points_mm.reshape(-1, 3))
-        moved = self.field.displacement_in_chunks(
-            torch.from_numpy(normalised).float(), self.inverted
-        )
-        displacement = moved.numpy().astype(float) * self.frame.scale_mm
-        return (displacement @ self._from_frame.T).reshape(points_mm.shape)
+        return self._side.displacement_at(points_mm)
 
     def warp_points(self, points_mm: np.ndarray) -> np.ndarray:
         """Fixed points (..., 3) in mm to moving points, through the continuous map."""
@@ -133,21 +108,12 @@ class Registration:
 
         With ``total`` of phi, its affine included.
         """
-        import torch
-
-        normalised = torch.from_numpy(self._normalised(points_mm)).float()
-        gradient = self.field.gradient_in_chunks(normalised, self.inverted)
-        # A similar matrix has the same determinant, so the frame's axes serve either way.
-        determinant = torch.linalg.det(torch.eye(3) + gradient).numpy()
+        determinant = self._side.jacobian_determinant(points_mm)
         return determinant * self._affine_determinant if total else determinant
 
     def displacement(self, grid: Grid) -> np.ndarray:
         """u at every voxel of ``grid``, float32 mm (X, Y, Z, 3), by the cubic spline lattice."""
-        lattice = self._lattice(grid)
-        out = np.empty((*grid.shape, 3), dtype=np.float32)
-        for start in range(0, grid.shape[0], _SLAB):
-            out[start : start + _SLAB] = lattice.read(start, start + _SLAB).numpy()
-        return out
+        return self._dense.displacement(grid)
 
     def jacobian_determinant(self, grid: Grid | None = None, total: bool = False) -> Image:
         """det of ``x + u(x)`` at every voxel: analytic derivative of the spline lattice.
@@ -155,7 +121,7 @@ class Registration:
         With ``total`` of phi, its affine included (above 1: the moving image is larger there).
         """
         grid = grid or self.fixed_grid
-        out = self._determinants(self._lattice(grid), grid)
+        out = self._dense.jacobian_determinant(grid)
         return Image(out * np.float32(self._affine_determinant) if total else out, grid)
 
     def warp(
@@ -170,7 +136,7 @@ class Registration:
         ``outside`` is the value where the moving image has none.
         """
         grid = grid or self.fixed_grid
-        return resample(image, self._dense(grid), grid, interpolation, outside)
+        return resample(image, self._dense_transform(grid), grid, interpolation, outside)
 
     def warp_labels(self, labels: Image, grid: Grid | None = None) -> Image:
         """Moving labels on the fixed grid, nearest neighbour."""
@@ -232,7 +198,7 @@ class Registration:
                 direction.fixed_mask.data,
                 seed,
             )
-            found.append(direction._normalised(points[determinants <= FOLD_FLOOR]))
+            found.append(direction._side.normalised(points[determinants <= FOLD_FLOOR]))
         return np.concatenate(found)
 
     def stored_transform(self, xfm_grid: str | float = 'auto') -> tuple[Transform, float]:
@@ -301,24 +267,10 @@ class Registration:
         return files
 
     @property
-    def _to_frame(self) -> np.ndarray:
-        """4x4, this side's world to the world of the frame (the forward fixed world)."""
-        return self.affine if self.inverted else np.eye(4)
-
-    @property
-    def _from_frame(self) -> np.ndarray:
-        """3x3, displacements of the frame's world to this side's world."""
-        return np.linalg.inv(self._to_frame[:3, :3])
-
-    @property
     def _affine_determinant(self) -> float:
         return float(np.linalg.det(self.affine[:3, :3]))
 
-    def _normalised(self, points_mm: np.ndarray) -> np.ndarray:
-        world = apply_affine(self._to_frame, points_mm)
-        return (world - np.array(self.frame.center_mm)) / self.frame.scale_mm
-
-    def _dense(self, grid: Grid) -> Transform:
+    def _dense_transform(self, grid: Grid) -> Transform:
         return Transform([DisplacementField(self.displacement(grid), grid), self.affine])
 
     def _stored_field(self, xfm_grid: str | float) -> tuple[DisplacementField, float]:
@@ -328,116 +280,14 @@ class Registration:
             self.fixed_grid,
             spacing=xfm_grid,
             at_points=self.displacement_at,
-            near_points=self._displacement_near,
+            near_points=self._dense.displacement_near,
             mask=mask,
         )
 
     def forget_lattices(self) -> None:
         """Drop what was evaluated: the field has changed."""
         for direction in (self, self.inverse):
-            direction._lattices, direction._frame_lattice = [], None
-            direction._base_mm = math.inf
-
-    def _lattice(self, grid: Grid) -> SplineLattice:
-        """The coarsest spline lattice over ``grid`` that errs by less than 0.02 voxel."""
-        for known, lattice in self._lattices:
-            if known.same_as(grid, 1e-6):
-                return lattice
-        points = self._lattice_check_points(grid)
-        truth = self.displacement_at(points)
-        tolerance = LATTICE_TOLERANCE_VOXELS * float(grid.spacing.min())
-        spacing = reach = LATTICE_SPACINGS_MM[0]
-        for base_mm in BASE_SPACINGS_MM:
-            self._refine_base(base_mm)
-            finer, reach = list(LATTICE_SPACINGS_MM), max(reach, spacing)
-            while finer:
-                closer = next((one for one in finer if one <= reach), finer[-1])
-                every = np.maximum(np.floor(closer / grid.spacing), 1)
-                shows_no_more = (every * grid.spacing).max() < _BELOW_BASE * base_mm
-                if shows_no_more and base_mm != BASE_SPACINGS_MM[-1]:
-                    break
-                spacing = closer
-                lattice = self._build(grid, every)
-                error = self._lattice_error(lattice, grid, points, truth)
-                if error < tolerance:
-                    self._lattices = [*self._lattices[-1:], (grid, lattice)]
-                    return lattice
-                # A cubic spline's error falls with the fourth power of the spacing.
-                reach = spacing * (tolerance / error) ** 0.25
-                finer = [one for one in finer if one < spacing]
-        lattice = self._build(grid, np.ones(3), exact=True)
-        self._lattices = [*self._lattices[-1:], (grid, lattice)]
-        return lattice
-
-    def _refine_base(self, spacing_mm: float) -> None:
-        """Have nodes at least so close together in the lattice from which grids are filled."""
-        if self._base_mm > spacing_mm:
-            from .field.lattice import FrameLattice
-
-            step = spacing_mm / self.frame.scale_mm
-            self._frame_lattice = FrameLattice(self.field, step, self.inverted)
-            self._base_mm = spacing_mm
-
-    @property
-    def _base(self) -> FrameLattice:
-        """The field on a fine lattice along the frame's axes, from which grids are filled."""
-        self._refine_base(BASE_SPACINGS_MM[0])
-        return self._frame_lattice
-
-    def _displacement_near(self, points_mm: np.ndarray) -> np.ndarray:
-        """u at points (N, 3) in mm, from the lattice along the frame's axes: fast, not exact."""
-        displacement = self._base.read(self._normalised(points_mm)) * self.frame.scale_mm
-        return displacement @ self._from_frame.T
-
-    def _determinants(self, lattice: SplineLattice, grid: Grid) -> np.ndarray:
-        """det of ``x + u(x)`` at every voxel, 1 outside of the field's box."""
-        lattice = lattice.in_voxels(grid.inverse_affine[:3, :3])
-        out = np.ones(grid.shape, dtype=np.float32)
-        lower, upper = self._box(grid)
-        upper = np.minimum(upper + 1, grid.shape)
-        box = tuple(slice(low, high) for low, high in zip(lower, upper, strict=True))
-        lattice.determinant(box, out[box])
-        return out
-
-    def _build(self, grid: Grid, every: np.ndarray, exact: bool = False) -> SplineLattice:
-        import torch
-
-        from .field.lattice import build_lattice
-
-        read = self.displacement_at if exact else self._displacement_near
-
-        def evaluate(index: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(read(grid.to_world(index.numpy()))).float()
-
-        lower, upper = self._box(grid)
-        return build_lattice(evaluate, lower, upper, every, grid.shape)
-
-    def _box(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """Voxel indices of ``grid`` that the field's box covers."""
-        half = self.field.extent.numpy() * self.frame.scale_mm
-        signs = np.indices((2, 2, 2)).reshape(3, -1).T * 2 - 1
-        corners = np.array(self.frame.center_mm) + signs * half
-        index = grid.to_index(apply_affine(np.linalg.inv(self._to_frame), corners))
-        last = np.array(grid.shape) - 1
-        lower = np.clip(np.floor(index.min(axis=0)), 0, last)
-        return lower.astype(int), np.clip(np.ceil(index.max(axis=0)), lower + 1, None).astype(int)
-
-    def _lattice_check_points(self, grid: Grid) -> np.ndarray:
-        """World positions (N, 3) of random voxels of ``grid`` inside the mask."""
-        from .metrics import random_points
-
-        points = random_points(self.fixed_grid, self.fixed_mask.data, LATTICE_CHECKED)
-        index = np.rint(grid.to_index(points)).astype(int)
-        return grid.to_world(index[((index >= 0) & (index < grid.shape)).all(axis=1)])
-
-    def _lattice_error(
-        self, lattice: SplineLattice, grid: Grid, points: np.ndarray, truth: np.ndarray
-    ) -> float:
-        """Largest error of the dense map at voxels, mm."""
-        if not len(points):
-            return 0.0
-        index = np.rint(grid.to_index(points)).astype(int)
-        return float(np.linalg.norm(lattice.at_voxels(index) - truth, axis=1).max())
+            direction._dense.forget()
 
     def _folds(self, dense: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
         inside = dense[mask]

@@ -5,7 +5,6 @@ What else of issue 5 is asked for has its tests where it belongs: sessions and m
 `test_landmark_errors`.
 """
 
-import logging
 import os
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from lung_pairs import above, breathing_chest, moved, of_side, thick_slices, turned
 
-from nephi_pipe import result
+from nephi_pipe import dense
 from nephi_pipe.ct import mend_ct
 from nephi_pipe.geometry import apply_affine
 from nephi_pipe.images import load_image
@@ -32,8 +31,7 @@ TABLE_MM = (3.0, 5.0, 35.0)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Rough settings leave nothing to see on a lattice of 1.5 mm."""
-    logging.getLogger('nephi_pipe').propagate = True
-    monkeypatch.setattr(result, 'BASE_SPACINGS_MM', (6.0, 3.0))
+    monkeypatch.setattr(dense, 'BASE_SPACINGS_MM', (6.0, 3.0))
 
 
 def check(fixed, moving, landmarks, **masks):

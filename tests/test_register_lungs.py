@@ -12,7 +12,7 @@ from lung_data import table
 from lung_pairs import breathing_chest, of_side
 from report_data import Page, check_page
 
-from nephi_pipe import displacement, interfaces, registration, result
+from nephi_pipe import dense, displacement, interfaces, registration
 from nephi_pipe.cli import main
 from nephi_pipe.images import load_image, load_mask, save_image
 from nephi_pipe.landmark_errors import COLUMNS
@@ -28,7 +28,7 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(displacement, 'SPACINGS_MM', (6.0,))
         patch.setattr(registration, 'preset', lambda modality, _: preset(modality, True))
-        patch.setattr(result, 'BASE_SPACINGS_MM', (6.0, 3.0))
+        patch.setattr(dense, 'BASE_SPACINGS_MM', (6.0, 3.0))
         yield
 
 
