@@ -11,7 +11,7 @@ from scipy import ndimage
 from .coarse import Coarse
 from .errors import InputDataError
 from .images import Image
-from .lung_mask import COARSE_MM, LEFT, RIGHT, lung_mask, two_lungs
+from .lung_mask import COARSE_MM, LEFT, RIGHT, check_shows_lung, lung_mask, two_lungs
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,26 @@ WIDER = 1.5
 
 _HELD_SHARE = 0.2
 """Of what a mask holds of both lungs, the part of a lung that counts as held."""
+
+
+def lungs_of_pair(
+    fixed: Image, moving: Image, fixed_mask: Image | None = None, moving_mask: Image | None = None
+) -> tuple[Image, Image]:
+    """Masks of the same lungs in two CTs, found where they are not given, bool.
+
+    Raises
+    ------
+    InputDataError
+        A mask shows no lung, a CT has none, or they hold different lungs, see `common_lungs`.
+    """
+    lungs = []
+    for image, mask in ((fixed, fixed_mask), (moving, moving_mask)):
+        if mask is not None:
+            check_shows_lung(mask, image)
+        lungs.append(mask or lung_mask(image))
+    common = common_lungs(fixed, lungs[0].data, moving, lungs[1].data)
+    one, other = (own.with_data(data > 0) for own, data in zip(lungs, common, strict=True))
+    return one, other
 
 
 def common_lungs(

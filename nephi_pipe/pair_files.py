@@ -49,6 +49,7 @@ def load_pair(arguments: argparse.Namespace) -> PairInputs:
     from .ct import mend_ct
     from .images import check_same_grid, load_image, load_labels
     from .landmark_errors import read_landmark_pairs
+    from .lung_sides import lungs_of_pair
     from .presets import preset
 
     lungs = preset(arguments.modality).lungs
@@ -64,8 +65,9 @@ def load_pair(arguments: argparse.Namespace) -> PairInputs:
         scored[f'{side}_labels'] = load_labels(path) if path else None
         if scored[f'{side}_labels'] is not None:
             check_same_grid(scored[f'{side}_labels'], scored[side])
-    organ = _lung_masks(arguments, scored) if lungs else None
-    return PairInputs(scored, landmarks, organ or _given_masks(arguments, scored), organ)
+    masks = _given_masks(arguments, scored)
+    organ = lungs_of_pair(scored['fixed'], scored['moving'], *masks) if lungs else None
+    return PairInputs(scored, landmarks, organ or masks, organ)
 
 
 def _given_masks(
@@ -78,25 +80,6 @@ def _given_masks(
     return (
         load_mask(fixed, like=scored['fixed']) if fixed else None,
         load_mask(moving, like=scored['moving']) if moving else None,
-    )
-
-
-def _lung_masks(arguments: argparse.Namespace, scored: dict[str, Any]) -> tuple[Image, Image]:
-    """The same lungs of both CTs, found where no mask is given."""
-    from .images import Image
-    from .lung_mask import find_lungs
-    from .lung_sides import common_lungs
-
-    fixed, moving = scored['fixed'], scored['moving']
-    fixed_mask, moving_mask = common_lungs(
-        fixed,
-        find_lungs(fixed, arguments.fixed_mask)[0],
-        moving,
-        find_lungs(moving, arguments.moving_mask)[0],
-    )
-    return (
-        Image(fixed_mask > 0, fixed.grid, arguments.fixed_mask),
-        Image(moving_mask > 0, moving.grid, arguments.moving_mask),
     )
 
 

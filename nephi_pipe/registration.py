@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,7 @@ from .ct import mend_ct
 from .errors import InputDataError, UsageError
 from .geometry import apply_affine, is_invertible
 from .images import Image, check_same_grid, load_image, load_mask
-from .lung_mask import check_shows_lung, lung_mask
-from .lung_sides import common_lungs
+from .lung_sides import lungs_of_pair
 from .presets import Preset, preset
 from .result import Registration, load_registration
 from .threads import torch_threads
@@ -106,7 +105,7 @@ def register(
     excluded = _excluded(exclude_mask, fixed, moving)
     if chosen.lungs:
         fixed, moving = mend_ct(fixed)[0], mend_ct(moving)[0]
-        masks = _lungs(fixed, moving, masks)
+        masks = list(lungs_of_pair(fixed, moving, *masks))
     # Those that ship are no tiny network.
     weights = 'none' if sloppy and weights == 'default' else weights
     weights = chosen_weights(weights, modality, steps)
@@ -165,17 +164,6 @@ def _mask(mask: ImageLike | None, image: Image) -> Image | None:
             'both belong together.'
         )
     return mask.with_data(mask.data > 0)
-
-
-def _lungs(fixed: Image, moving: Image, masks: Sequence[Image | None]) -> list[Image]:
-    """Masks of the same lungs in both CTs, found where they are not given."""
-    lungs = []
-    for image, mask in zip((fixed, moving), masks, strict=True):
-        if mask is not None:
-            check_shows_lung(mask, image)
-        lungs.append(mask or lung_mask(image))
-    common = common_lungs(fixed, lungs[0].data, moving, lungs[1].data)
-    return [own.with_data(data > 0) for own, data in zip(lungs, common, strict=True)]
 
 
 def _excluded(
