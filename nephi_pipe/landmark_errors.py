@@ -142,13 +142,9 @@ def write_landmark_errors(
     return write_text(path, '\n'.join(lines) + '\n')
 
 
-def _columns(table: PointTable) -> list[str]:
-    return [name.strip().lower() for name in table.header]
-
-
 def _shared_identifiers(tables: tuple[PointTable, PointTable]) -> list[str]:
     """Columns that name the landmarks in both tables, the preferred one first."""
-    shared = [name for name in IDENTIFIERS if all(name in _columns(table) for table in tables)]
+    shared = [name for name in IDENTIFIERS if all(name in table.columns for table in tables)]
     return [name for name in shared if name != 'label' or _tells_rows_apart(tables, name)]
 
 
@@ -158,7 +154,7 @@ def _tells_rows_apart(tables: tuple[PointTable, PointTable], column: str) -> boo
 
 
 def _cells(table: PointTable, column: str) -> list[str]:
-    place = _columns(table).index(column)
+    place = table.columns.index(column)
     return [row[place].strip() if place < len(row) else '' for row in table.rows]
 
 

@@ -33,6 +33,11 @@ class PointTable:
     rows: list[list[str]]
     points: np.ndarray
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns without spaces around them, in small letters."""
+        return _columns(self.header)
+
     def with_points(self, points: np.ndarray) -> PointTable:
         """The same rows at other places."""
         return replace(self, points=np.asarray(points, dtype=float))
@@ -51,7 +56,7 @@ def read_points(path: str | os.PathLike) -> PointTable:
     path = Path(path)
     rows = read_table(path, 'a tab-separated table of points')
     header = rows[0] if rows else []
-    names = [name.strip().lower() for name in header]
+    names = _columns(header)
     if any(names.count(axis) != 1 for axis in _AXES):
         raise InputDataError(
             f'"{path}" has the columns {", ".join(header) or "(none)"}; expected a tab-separated '
@@ -66,8 +71,7 @@ def read_points(path: str | os.PathLike) -> PointTable:
 
 def write_points(path: str | os.PathLike, table: PointTable) -> Path:
     """Write a table of points with three decimals (micrometres), atomically."""
-    names = [name.strip().lower() for name in table.header]
-    columns = [names.index(axis) for axis in _AXES]
+    columns = [table.columns.index(axis) for axis in _AXES]
     lines = ['\t'.join(table.header)]
     for row, point in zip(table.rows, table.points, strict=True):
         cells = list(row)
@@ -75,6 +79,10 @@ def write_points(path: str | os.PathLike, table: PointTable) -> Path:
             cells[column] = f'{value:.3f}'
         lines.append('\t'.join(cells))
     return write_text(path, '\n'.join(lines) + '\n')
+
+
+def _columns(header: list[str]) -> list[str]:
+    return [name.strip().lower() for name in header]
 
 
 def _numbers(row: list[str], columns: list[int], line: int, path: Path) -> list[float]:

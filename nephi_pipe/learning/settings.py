@@ -55,12 +55,11 @@ class OptimisationSettings:
         'windowed-ncc' (NCC in windows between the samples) or 'mind' (MIND-SSC).
     window
         Standard deviation of the window of the local similarities, in samples of the level.
-    diffusion_weight
-        Factor of the mean squared entry of du/dx: fills in smoothly where images say nothing.
     regularity_weight
         Factor of gradient inverse consistency (published: 10, without the next two).
     diffusion_weight
-        Factor of the mean squared entry of the exact du/dx, at the same points.
+        Factor of the mean squared entry of the exact du/dx at the same points: fills in smoothly
+        where images say nothing.
     bending_weight
         Factor of the mean squared second derivative on the lattice, per 10 mm.
     barrier_weight
