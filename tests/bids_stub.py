@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 from nipype.interfaces.utility import Function, IdentityInterface
 from nipype.pipeline.engine import Node, Workflow
@@ -138,8 +139,9 @@ def main(arguments):
     """The command itself, with the stub in the place of the registration."""
     from nephi_pipe.bids_app import cli, workflow
 
-    workflow.init_brain_wf, workflow.init_lung_wf = stub_brain_wf, stub_lung_wf
-    return cli.main(arguments)
+    stubs = {'init_brain_wf': stub_brain_wf, 'init_lung_wf': stub_lung_wf}
+    with patch.multiple(workflow, **stubs):
+        return cli.main(arguments)
 
 
 if __name__ == '__main__':

@@ -63,9 +63,6 @@ def test_the_reference_is_not_registered_to_itself(data):
 
 
 def test_people_without_a_scan_are_left_out_with_a_warning(data, caplog):
-    import logging
-
-    logging.getLogger('nephi_pipe').propagate = True
     pairs = pairs_of(data, reference='sub-03')
     assert {pair.moving.subject for pair in pairs} == {'01', '02'}
     assert 'No T1w matches for sub-04: left out.' in caplog.text

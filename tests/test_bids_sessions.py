@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 from bids_data import describe, touch
@@ -110,21 +109,18 @@ def test_sessions_keep_to_the_same_breath_state(tmp_path):
 
 
 def test_a_scan_without_a_counterpart_is_left_out_and_said(tmp_path, caplog):
-    logging.getLogger('nephi_pipe').propagate = True
     data = touch(describe(tmp_path / 'ds'), BREATHS[:3] + ct('01/2_acq-deep'))
     assert names_of(data) == ['ses-2_acq-exp -> ses-1_acq-exp']
     assert 'sub-01_ses-2_acq-deep has no counterpart among sub-01_ses-1_acq-exp' in caplog.text
 
 
 def test_the_only_scans_of_two_sessions_belong_together(tmp_path, caplog):
-    logging.getLogger('nephi_pipe').propagate = True
     data = touch(describe(tmp_path / 'ds'), ct('01/1_acq-thin', '01/2_acq-thick'))
     assert names_of(data) == ['ses-2_acq-thick -> ses-1_acq-thin']
     assert 'is it the same breath state?' in caplog.text
 
 
 def test_one_session_only(tmp_path, caplog):
-    logging.getLogger('nephi_pipe').propagate = True
     data = touch(describe(tmp_path / 'ds'), ct('01/1', '01/2', '02/1'))
     assert len(pairs_of(data)) == 1
     sentence = 'Nothing to register of sub-02: the only scan that matches is sub-02_ses-1'

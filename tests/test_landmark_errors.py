@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 
 import numpy as np
 import pytest
@@ -75,7 +74,6 @@ def test_the_table_has_a_row_for_each_landmark(tmp_path):
 
 @pytest.mark.parametrize('header', IDENTIFIERS)
 def test_rows_are_matched_by_their_names(tmp_path, caplog, header):
-    logging.getLogger('nephi_pipe').propagate = True
     fixed = write(tmp_path, 'f', FIXED, [4, 5, 6], header)
     moving = write(tmp_path, 'm', FIXED[[2, 0]] + SHIFT, [6, 4], header)  # a row is missing
     pairs = read_landmark_pairs(fixed, moving)
@@ -88,7 +86,6 @@ def test_rows_are_matched_by_their_names(tmp_path, caplog, header):
 
 def test_rows_that_both_tables_lack_are_counted_on_both_sides(tmp_path, caplog):
     """As many rows in both, and other ones: row by row two of three would be wrong."""
-    logging.getLogger('nephi_pipe').propagate = True
     fixed = write(tmp_path, 'f', FIXED[:2], [4, 5])
     moving = write(tmp_path, 'm', FIXED[1:] + SHIFT, [5, 6])
     pairs = read_landmark_pairs(fixed, moving)

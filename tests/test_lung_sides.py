@@ -1,7 +1,5 @@
 """Masks of one lung: both scans of a pair are compared in the same lungs."""
 
-import logging
-
 import numpy as np
 import pytest
 from chest import chest_grid, make_chest, part
@@ -16,11 +14,6 @@ RIGHT, LEFT = 1, 2
 @pytest.fixture(scope='module')
 def chest():
     return make_chest(chest_grid(6.0))
-
-
-@pytest.fixture(autouse=True)
-def heard():
-    logging.getLogger('nephi_pipe').propagate = True
 
 
 def dice(found, truth):
