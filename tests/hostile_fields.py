@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import hostile
+import hostile_makers
 import numpy as np
 from hostile_files import CRAFTED, crafted
 
@@ -23,7 +24,7 @@ def rewritten(path: Path, change: Callable[[dict, dict], None], weights: bool = 
 
     from nephi_pipe.training import checkpoint
 
-    (hostile.make_weights if weights else hostile.make_field)(path)
+    (hostile_makers.make_weights if weights else hostile_makers.make_field)(path)
     with safe_open(path, framework='pt') as stream:
         header = json.loads(stream.metadata()['nephi'])
         tensors = {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118

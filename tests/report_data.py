@@ -149,3 +149,9 @@ def rendered(path: Path, scratch: Path, script: str = '') -> str:
         '--disable-sync', f'--user-data-dir={scratch / "profile"}', '--dump-dom', path.as_uri(),
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+HISTORY = [
+    {'step': i, 'level': i // 20, 'similarity': 0.5 + i / 200, 'regularity': 10 ** (-i / 20)}
+    for i in range(60)
+]

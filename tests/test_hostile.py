@@ -13,6 +13,7 @@ from pathlib import Path
 import hostile
 import hostile_fields  # noqa: F401  (adds its cases)
 import hostile_files
+import hostile_makers
 import numpy as np
 import pytest
 from bids_data import describe, make_dataset, touch
@@ -96,7 +97,7 @@ def test_a_training_that_was_tampered_with_is_not_resumed(tmp_path):
     from nephi_pipe.training.config import TrainingConfig
     from nephi_pipe.training.state import STATE, STATE_FORMAT, State
 
-    model = hostile.small_model()
+    model = hostile_makers.small_model()
     optimiser = torch.optim.Adam(model.parameters())
     config = TrainingConfig.of('brain')
     state = State(tmp_path, model, copy.deepcopy(model), optimiser, config, [])
