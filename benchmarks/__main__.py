@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = {
     'brain': 'real brains beside Greedy and ANTs SyN: overlap, folds, time, memory',
+    'weights': 'drawn pairs of brains from the shipped weights: forward pass, few steps',
     'lung': 'lungs of one person beside Greedy, elastix and ConvexAdam: landmarks, folds, time',
     'breathing-cohort': 'lungs of three people through every level, one worker killed on the way',
     'latent-path': 'deformations between two registrations, by their latent codes',

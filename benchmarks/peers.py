@@ -21,19 +21,29 @@ GREEDY_AFFINE = '-a -dof 12 -ia-image-centers -m NCC 2x2x2 -n 100x50x10'
 GREEDY_DEFORMABLE = '-m WNCC 2x2x2 -n 100x50x10 -s 1.732vox 0.7071vox'
 
 
-def nephi(fixed: Path, moving: Path, folder: Path, threads: int, steps: int | None = None) -> dict:
+def nephi(
+    fixed: Path,
+    moving: Path,
+    folder: Path,
+    threads: int,
+    steps: int | None = None,
+    weights: str = 'default',
+) -> dict:
     """What ``nephi register FIXED MOVING`` does before it scores: both transforms, and the field.
 
     The field file is read afterwards for the exact Jacobians; its writing counts too.
     """
     from nephi_pipe import register
 
-    registration = register(fixed, moving, threads=threads, steps=steps)
+    registration = register(fixed, moving, threads=threads, steps=steps, weights=weights)
     return save_nephi(registration, folder)
 
 
 def save_nephi(registration: Any, folder: Path) -> dict:
     """Write both transforms and the field; what is told of a registration by NePhi."""
+    started = time.monotonic()
+    registration.displacement(registration.fixed_grid)  # kept for the files that follow
+    dense_s = time.monotonic() - started
     for name, inverse in (('transform', False), ('inverse', True)):
         registration.save_transform(folder / f'{name}.h5', inverse=inverse)
     registration.save_field(folder / 'field.safetensors')
@@ -41,6 +51,7 @@ def save_nephi(registration: Any, folder: Path) -> dict:
     phases = {
         'affine_s': seconds['affine'],
         'deformable_s': seconds['total'] - seconds['affine'],
+        'dense_s': dense_s,
         'steps': len(registration.history),
     }
     return phases | {'versions': {name: version(name) for name in ('nephi-pipe', 'torch')}}
@@ -82,6 +93,8 @@ METHODS = {
     'nephi': nephi,
     'nephi-0': partial(nephi, steps=0),
     'nephi-20': partial(nephi, steps=20),
+    'nephi-30': partial(nephi, steps=30),
+    'nephi-none-150': partial(nephi, steps=150, weights='none'),
     'greedy': greedy,
     'syn': syn,
 }

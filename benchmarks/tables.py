@@ -11,6 +11,8 @@ NAMES = {
     'nephi-none': 'NePhi without weights',
     'nephi-0': 'NePhi, weights alone',
     'nephi-20': 'NePhi, weights and 20 steps',
+    'nephi-30': 'NePhi, weights and 30 steps',
+    'nephi-none-150': 'NePhi, fresh field and 150 steps',
     'greedy': 'Greedy',
     'syn': 'ANTs SyN',
     'elastix': 'elastix',

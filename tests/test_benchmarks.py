@@ -14,7 +14,7 @@ from scipy.io import savemat
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import brain, needs, peers  # noqa: E402
+from benchmarks import brain, needs, peers, weights  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.measure import THREAD_VARIABLES, limited_to, measured  # noqa: E402
 from benchmarks.scoring import score  # noqa: E402
@@ -338,3 +338,25 @@ def test_greedy_s_own_labels_are_ours(dataset, tmp_path):
     theirs: Image = load_labels(tmp_path / 'theirs.nii.gz')
     different = np.count_nonzero(ours.data != theirs.data)
     assert different < 0.002 * np.count_nonzero(theirs.data)
+
+
+# --- the weights on drawn pairs -----------------------------------------------------------------
+
+
+def test_drawn_pairs_are_the_same_each_time_and_never_of_one_person():
+    pairs = weights.drawn_pairs(16, 0)
+    assert pairs == weights.drawn_pairs(16, 0) != weights.drawn_pairs(16, 1)
+    assert len(set(pairs)) == 16
+    assert all(fixed != moving for fixed, moving in pairs)
+
+
+def test_the_weights_tables_say_how_far_a_forward_pass_goes():
+    alone, greedy = record('nephi-0', '41', 0.77, 12.0), record('greedy', '41', 0.82, 90.0)
+    alone['phases'] |= {'deformable_s': 2.0, 'dense_s': 1.5}
+    exact = {'count': 1, 'points': 50000, 'min': -0.1}
+    alone['scores']['folds'] |= {'exact': exact, 'lattice': exact}
+    text = weights.markdown([alone, greedy])
+    assert '| 41 to 45 | 0.7000 | 0.7700 | 0.8200 |' in text
+    assert 'median 3.5 s' in text
+    assert '0.0020 % of the exact determinants' in text
+    assert '58 % of the way from their affine to Greedy' in text
