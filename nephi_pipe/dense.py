@@ -23,8 +23,11 @@ LATTICE_CHECKED = 4000
 LATTICE_SPACINGS_MM = (4.0, 3.0, 2.5, 1.75, 1.25)
 """Lattices for dense evaluation, coarsest first."""
 
-BASE_SPACINGS_MM = (1.5, 1.0)
+BASE_SPACINGS_MM = (2.4, 1.5, 1.0)
 """Lattices along the frame's axes on which the networks are evaluated for dense maps."""
+
+_NODES_BETWEEN = 2
+"""Nodes of the first such lattice for one of the local code, at least."""
 
 _BELOW_BASE = 0.8
 """Nodes closer together than this part of such a lattice's show no more than the lattice."""
@@ -57,6 +60,13 @@ class FieldSide:
     def from_frame(self) -> np.ndarray:
         """3x3, displacements of the frame's world to this side's world."""
         return np.linalg.inv(self.to_frame[:3, :3])
+
+    @property
+    def code_spacing_mm(self) -> float:
+        """Distance of two nodes of the local code, the geometric mean over the axes."""
+        nodes = np.array(self.field.code.local_code.shape[:-1])
+        apart = 2 * self.field.extent.numpy() * self.frame.scale_mm / (nodes - 1)
+        return float(np.exp(np.log(apart).mean()))
 
     def normalised(self, points_mm: np.ndarray) -> np.ndarray:
         """World points (..., 3) in the coordinates of the frame."""
@@ -93,7 +103,8 @@ class FieldSide:
         index = grid.to_index(apply_affine(np.linalg.inv(self.to_frame), corners))
         last = np.array(grid.shape) - 1
         lower = np.clip(np.floor(index.min(axis=0)), 0, last)
-        return lower.astype(int), np.clip(np.ceil(index.max(axis=0)), lower + 1, None).astype(int)
+        upper = np.clip(np.ceil(index.max(axis=0)), lower + 1, np.maximum(last, lower + 1))
+        return lower.astype(int), upper.astype(int)
 
 
 class DenseMap:
@@ -109,6 +120,9 @@ class DenseMap:
 
     def __init__(self, side: FieldSide, grid: Grid, mask: np.ndarray) -> None:
         self._side, self._grid, self._mask = side, grid, mask
+        code_mm = side.code_spacing_mm / _NODES_BETWEEN
+        fine = tuple(spacing for spacing in BASE_SPACINGS_MM if spacing <= code_mm)
+        self._bases = fine or BASE_SPACINGS_MM[-1:]
         self.forget()
 
     def forget(self) -> None:
@@ -137,7 +151,7 @@ class DenseMap:
 
     def displacement_near(self, points_mm: np.ndarray) -> np.ndarray:
         """u at points (N, 3) in mm, from the lattice along the frame's axes: fast, not exact."""
-        self._refine_base(BASE_SPACINGS_MM[0])
+        self._refine_base(self._bases[0])
         return self._side.in_mm(self._frame_lattice.read(self._side.normalised(points_mm)))
 
     def checked_points(self, grid: Grid) -> np.ndarray:
@@ -157,14 +171,14 @@ class DenseMap:
         truth = self._side.displacement_at(points)
         tolerance = LATTICE_TOLERANCE_VOXELS * float(grid.spacing.min())
         spacing = reach = LATTICE_SPACINGS_MM[0]
-        for base_mm in BASE_SPACINGS_MM:
+        for base_mm in self._bases:
             self._refine_base(base_mm)
             finer, reach = list(LATTICE_SPACINGS_MM), max(reach, spacing)
             while finer:
                 closer = next((one for one in finer if one <= reach), finer[-1])
-                every = np.maximum(np.floor(closer / grid.spacing), 1)
+                every = np.maximum(closer / grid.spacing, 1)
                 shows_no_more = (every * grid.spacing).max() < _BELOW_BASE * base_mm
-                if shows_no_more and base_mm != BASE_SPACINGS_MM[-1]:
+                if shows_no_more and base_mm != self._bases[-1]:
                     break
                 spacing = closer
                 lattice = self._build(grid, every)
