@@ -10,6 +10,7 @@ BENCHMARKS = {
     'weights': 'drawn pairs of brains from the shipped weights: forward pass, few steps',
     'lung': 'lungs of one person beside Greedy, elastix and ConvexAdam: landmarks, folds, time',
     'breathing-cohort': 'lungs of three people through every level, one worker killed on the way',
+    'training-memory': 'memory of a training step beside GradICON, and of instance optimisation',
     'latent-path': 'deformations between two registrations, by their latent codes',
     'affine-poses': 'the affine initialisation from random poses',
     'scale': 'a data set of a thousand people: indexing, dry run, workflow, group level',

@@ -77,12 +77,12 @@ def run_and_score(
             'phases': json.loads((folder / 'phases.json').read_text()),
             'scores': json.loads((folder / 'scores.json').read_text()),
             'threads': given.threads,
-            'processor': _processor(),
+            'processor': processor(),
             'load_before': load,
         }
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name and how many there are."""
     name = platform.processor() or platform.machine()
     information = Path('/proc/cpuinfo')
