@@ -38,7 +38,7 @@ _HERE = Path(__file__).parent
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is not measured yet, then print and write the tables."""
     given = _parser().parse_args(argv)
-    if 'gradicon' in given.methods and not given.icon_python:
+    if 'gradicon' in given.methods and not (given.icon_python or given.finished):
         sys.exit(
             'GradICON needs --icon-python or NEPHI_ICON_PYTHON: a Python that has '
             'icon_registration.'

@@ -115,7 +115,7 @@ def test_what_is_measured_is_not_measured_again(tmp_path):
         path = tmp_path / f'{record["method"]}_{record["size"]}.json'
         path.write_text(json.dumps(record))
     results = tmp_path / 'RESULTS.md'
-    line = ['--out', str(tmp_path), '--finished', '--icon-python', 'none', '--results']
+    line = ['--out', str(tmp_path), '--finished', '--results']
     assert training_memory.main([*line, str(results)]) == 0
     assert '<!-- training-memory: begin -->' in results.read_text()
     assert (tmp_path / 'tables.md').read_text().strip() in results.read_text()
