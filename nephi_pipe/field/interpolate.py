@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_NEGLIGIBLE = 1e-15
+"""Weights of a spline below this are none."""
+
 
 def read_grid(
     grid: Tensor, points: Tensor, kind: str = 'linear', which: Tensor | None = None
@@ -177,6 +180,8 @@ def spline_weights(positions: Tensor, nodes: int, derivative: bool = False) -> T
     at_nodes = _bspline_weights(torch.arange(nodes, dtype=torch.float64), nodes, False)
     wanted = _bspline_weights(positions.double().cpu(), nodes, derivative)
     matrix = torch.linalg.solve(at_nodes.T, wanted.T).T
+    # They fall by 3.7 from node to node, and products with subnormal numbers are ten times slower.
+    matrix = matrix.where(matrix.abs() > _NEGLIGIBLE, 0)
     return matrix.to(device=positions.device, dtype=positions.dtype)
 
 

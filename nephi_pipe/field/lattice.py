@@ -45,6 +45,7 @@ class SplineLattice:
     ) -> None:
         self.values = values
         self.shape = tuple(shape)
+        self._first, self._every = np.array(first, dtype=float), np.array(every, dtype=float)
         self._weights, self._slopes = [], []
         for axis, count in enumerate(self.shape):
             nodes = values.shape[axis]
@@ -61,15 +62,10 @@ class SplineLattice:
 
     def at_voxels(self, index: np.ndarray) -> np.ndarray:
         """Values (N, C) at fine indices (N, 3)."""
-        rows = [
-            weight[torch.as_tensor(index[:, axis])] for axis, weight in enumerate(self._weights)
-        ]
-        found = []
-        for part in zip(*(row.split(256) for row in rows), strict=True):
-            values = torch.einsum('na,abcd->nbcd', part[0], self.values)
-            values = torch.einsum('nb,nbcd->ncd', part[1], values)
-            found.append(torch.einsum('nc,ncd->nd', part[2], values))
-        return torch.cat(found).numpy()
+        last = np.array(self.values.shape[:-1]) - 1
+        position = np.clip((index - self._first) / self._every, 0, last)
+        coefficients = _coefficients(self.values.numpy())
+        return _read_spline(coefficients, position)
 
     def in_voxels(self, voxels_per_mm: np.ndarray) -> SplineLattice:
         """The same displacement (C = 3) in units of fine voxels, by a 3x3 matrix."""
@@ -118,21 +114,12 @@ class FrameLattice:
         ]
         values = field.displacement_on_axes(axes, inverse).numpy()
         self._last = counts - 1
-        self._coefficients = [
-            ndimage.spline_filter(np.ascontiguousarray(part), order=3, output=np.float32)
-            for part in np.moveaxis(values, -1, 0)
-        ]
+        self._coefficients = _coefficients(values)
 
     def read(self, points: np.ndarray) -> np.ndarray:
         """Displacement (N, 3) at normalised points (N, 3); beyond the box its edge is held."""
-        index = np.clip((points - self._first) / self._step, 0, self._last).T
-        return np.stack(
-            [
-                ndimage.map_coordinates(part, index, order=3, mode='mirror', prefilter=False)
-                for part in self._coefficients
-            ],
-            axis=-1,
-        )
+        index = np.clip((points - self._first) / self._step, 0, self._last)
+        return _read_spline(self._coefficients, index)
 
 
 def build_lattice(
@@ -164,6 +151,25 @@ def build_lattice(
     nodes = torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)
     values = evaluate(nodes.reshape(-1, 3))
     return SplineLattice(values.view(*nodes.shape[:3], -1), first, every, shape)
+
+
+def _coefficients(values: np.ndarray) -> list[np.ndarray]:
+    """Those of the cubic B-spline through values (n1, n2, n3, C), for each channel."""
+    return [
+        ndimage.spline_filter(np.ascontiguousarray(part), order=3, output=values.dtype)
+        for part in np.moveaxis(values, -1, 0)
+    ]
+
+
+def _read_spline(coefficients: list[np.ndarray], positions: np.ndarray) -> np.ndarray:
+    """Values (N, C) at positions (N, 3) counted in nodes."""
+    return np.stack(
+        [
+            ndimage.map_coordinates(part, positions.T, order=3, mode='mirror', prefilter=False)
+            for part in coefficients
+        ],
+        axis=-1,
+    )
 
 
 def _determinant(columns: list[tuple[Tensor, ...]]) -> Tensor:
