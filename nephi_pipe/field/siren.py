@@ -43,8 +43,8 @@ class SineLayer(nn.Module):
         self.bias = nn.Parameter(_uniform((outputs,), bound, generator))
 
     def phase(self, x: Tensor) -> Tensor:
-        """The argument of the sine."""
-        return torch.addmm(self.omega * self.bias, x, self.weight.T, alpha=self.omega)
+        """The argument of the sine; omega scales the weights, which are fewer than the values."""
+        return torch.addmm(self.omega * self.bias, x, (self.omega * self.weight).T)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs) -> (N, outputs)."""
@@ -53,7 +53,7 @@ class SineLayer(nn.Module):
     def with_tangents(self, x: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
         """Values (N, outputs) and directional derivatives (d, N, outputs)."""
         phase = self.phase(x)
-        return phase.sin(), phase.cos() * ((self.omega * tangents) @ self.weight.T)
+        return phase.sin(), phase.cos() * (tangents @ (self.omega * self.weight).T)
 
 
 class ModulatedSiren(nn.Module):
@@ -110,7 +110,7 @@ class ModulatedSiren(nn.Module):
         weight_code, weight_local, weight_features = self._split()
         d_phase = d_features @ weight_features.T + d_local @ weight_local.T
         first_gate = phase.sin()
-        d_first_gate = phase.cos() * (self.modulation_first.omega * d_phase)
+        d_first_gate = phase.cos() * d_phase
         gate, d_gate = first_gate, d_first_gate
         value, d_value = self.first.with_tangents(features, d_features)
         for layer, modulation in zip(self.hidden, self.modulation, strict=True):
@@ -124,17 +124,17 @@ class ModulatedSiren(nn.Module):
         return found, d_found
 
     def _split(self) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.config
+        """Weights of the first modulation layer times omega: of both codes and the features."""
+        config, layer = self.config, self.modulation_first
         sizes = [config.global_channels, config.local_channels, 2 * config.frequencies]
-        return self.modulation_first.weight.split(sizes, dim=1)
+        return (layer.omega * layer.weight).split(sizes, dim=1)
 
     def _modulation_phase(self, features: Tensor, local: Tensor, code: Tensor) -> Tensor:
         """The first modulation layer; the global code is a constant of the pair, so a bias."""
         layer = self.modulation_first
         weight_code, weight_local, weight_features = self._split()
-        bias = layer.bias + code @ weight_code.T
-        phase = torch.addmm(layer.omega * bias, features, weight_features.T, alpha=layer.omega)
-        return phase.addmm(local, weight_local.T, alpha=layer.omega)
+        bias = layer.omega * layer.bias + code @ weight_code.T
+        return torch.addmm(bias, features, weight_features.T).addmm_(local, weight_local.T)
 
 
 def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
