@@ -14,9 +14,13 @@ BENCHMARKS = {
     'latent-path': 'deformations between two registrations, by their latent codes',
     'affine-poses': 'the affine initialisation from random poses',
     'scale': 'a data set of a thousand people: indexing, dry run, workflow, group level',
+    'profile': 'what a step computes, how near to the machine it does, where the rest goes',
     'needs': 'what one pair needs as a job of a queue: time, memory, disk',
     'overhead': 'what the pipeline adds to the computation of a pair',
 }
+
+MODULES = {'profile': 'step_profile'}
+"""Those whose module is not called like them: `profile` is a module of Python's own."""
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +30,8 @@ def main(argv: list[str]) -> int:
         for name, summary in BENCHMARKS.items():
             print(f'  {name:18} {summary}')
         return 0 if argv[:1] in (['-h'], ['--help']) else 64
-    module = importlib.import_module(f'benchmarks.{argv[0].replace("-", "_")}')
+    name = MODULES.get(argv[0], argv[0].replace('-', '_'))
+    module = importlib.import_module(f'benchmarks.{name}')
     return module.main(argv[1:])
 
 
