@@ -82,6 +82,22 @@ def run_and_score(
         }
 
 
+def run_at_voxels(images: Sequence, scored: Sequence, given: argparse.Namespace) -> dict:
+    """Register one pair by a method of ``benchmarks/field_peers.py``, and score what it saved.
+
+    Parameters
+    ----------
+    images
+        The method, and the files of the fixed and of the moving image.
+    scored
+        Further arguments of ``benchmarks/field_scoring.py``.
+    given
+        As for :func:`run_and_score`.
+    """
+    peer, scorer = (['-m', f'benchmarks.field_{name}', *images] for name in ('peers', 'scoring'))
+    return run_and_score(images[0], peer, [*scorer, *scored], given)
+
+
 def processor() -> str:
     """The processor's name and how many there are."""
     name = platform.processor() or platform.machine()

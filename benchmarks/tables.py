@@ -17,6 +17,8 @@ NAMES = {
     'syn': 'ANTs SyN',
     'elastix': 'elastix',
     'convexadam': 'ConvexAdam',
+    'voxel': 'voxel field',
+    'idir': 'IDIR',
 }
 
 Column = tuple[str, Callable[[dict], float | None], str]
