@@ -9,6 +9,7 @@ BENCHMARKS = {
     'brain': 'real brains beside Greedy and ANTs SyN: overlap, folds, time, memory',
     'weights': 'drawn pairs of brains from the shipped weights: forward pass, few steps',
     'claims': "the paper's claims: a voxel field and IDIR on the same pairs, what optimising adds",
+    'template': 'people at the MNI152 template, and 2 mm pairs with a known truth',
     'lung': 'lungs of one person beside Greedy, elastix and ConvexAdam: landmarks, folds, time',
     'breathing-cohort': 'lungs of three people through every level, one worker killed on the way',
     'training-memory': 'memory of a training step beside GradICON, and of instance optimisation',
