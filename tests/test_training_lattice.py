@@ -100,15 +100,19 @@ def test_a_batch_of_fields_is_its_fields(codes, inverse) -> None:
     assert torch.isclose(whole, torch.stack(means).mean(), rtol=1e-4)
 
 
-def test_on_a_lattice_the_batch_is_its_fields(codes) -> None:
-    model = model_of()
-    lattice = Lattice.draw(torch.tensor([0.7, 0.8, 0.6]), 0.3, 2, seeded())
-    found = FieldBatch(model, *codes).on_lattice(lattice, False)
-    assert found.shape == (*lattice.node_shape, 9)
+@pytest.mark.parametrize('ndim', [2, 3])
+def test_on_a_lattice_the_batch_is_its_fields(codes, ndim) -> None:
+    model = model_of(replace(FIELD, ndim=ndim))
+    global_codes, local_codes = codes
+    local_codes = local_codes if ndim == 3 else local_codes[:, :, :, 0]
+    lattice = Lattice.draw(torch.tensor([0.7, 0.8, 0.6])[:ndim], 0.3, 2, seeded())
+    found = FieldBatch(model, global_codes, local_codes).on_lattice(lattice, False)
+    assert found.shape == (*lattice.node_shape, 3 * ndim)
     inside = lattice.node_points().clamp(-1, 1)
-    for number, field in enumerate(model.fields(*codes, [[1.0] * 3] * 3)):
-        expected = field.displacement(inside).view(*lattice.node_shape, 3)
-        assert relative(found[..., 3 * number : 3 * number + 3], expected) < 1e-4
+    fields = model.fields(global_codes, local_codes, [[1.0] * ndim] * 3)
+    for number, field in enumerate(fields):
+        expected = field.displacement(inside).view(*lattice.node_shape, ndim)
+        assert relative(found[..., ndim * number : ndim * (number + 1)], expected) < 1e-4
 
 
 def test_the_stack_shows_the_images_and_labels(stack, subjects) -> None:

@@ -44,16 +44,16 @@ class FieldBatch(NePhiField):
         return *read_grid_with_gradient(self.local_codes, points, reading, which), code
 
     def on_lattice(self, lattice: Lattice, inverse: bool) -> Tensor:
-        """Displacement at all nodes, (n1, n2, n3, pairs * 3)."""
-        pairs, size = self.local_codes.shape[:2]
-        stacked = self.local_codes.movedim(0, -2).reshape(size, size, size, -1)
+        """Displacement at all nodes, (n1, ..., nd, pairs * d)."""
+        pairs, *sizes, _ = self.local_codes.shape
+        stacked = self.local_codes.movedim(0, -2).reshape(*sizes, -1)
         local = lattice.read_code(stacked, self.extent, self.config.code_reading)
         local = local.view(len(local), pairs, -1).movedim(1, 0).flatten(0, 1)
         points = lattice.node_points().to(local).clamp(-1, 1)
         features = fourier_features(points, self.frequencies)
         _, code = self._pairs(len(local))
         found = self.networks[int(inverse)](features.repeat(pairs, 1), local, code)
-        return found.view(pairs, *lattice.node_shape, 3).movedim(0, -2).flatten(-2)
+        return found.view(pairs, *lattice.node_shape, len(sizes)).movedim(0, -2).flatten(-2)
 
     def prior(self) -> Tensor:
         """Mean latent prior of the pairs (NePhi, L_prior)."""
