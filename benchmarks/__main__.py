@@ -14,6 +14,7 @@ BENCHMARKS = {
     'breathing-cohort': 'lungs of three people through every level, one worker killed on the way',
     'training-memory': 'memory of a training step beside GradICON, and of instance optimisation',
     'latent-path': 'deformations between two registrations, by their latent codes',
+    'shapes': 'circles and triangles: the effect of the number of regulariser points',
     'affine-poses': 'the affine initialisation from random poses',
     'scale': 'a data set of a thousand people: indexing, dry run, workflow, group level',
     'profile': 'what a step computes, how near to the machine it does, where the rest goes',
