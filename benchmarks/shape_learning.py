@@ -52,7 +52,7 @@ _LARGEST_GRADIENT = 1.0
 _TOLD = 10
 """Parts of a training of which mean losses are told."""
 
-_TEST_SEED = 1 << 20
+TEST_SEED = 1 << 20
 """Far from any that a training is given."""
 
 
@@ -201,9 +201,11 @@ def score(model: NePhiModel, pairs: int) -> dict[str, dict[str, float]]:
 
 
 @torch.no_grad()
-def unseen(model: NePhiModel, pairs: int) -> tuple[tuple[Shapes, Shapes], FieldBatch]:
+def unseen(
+    model: NePhiModel, pairs: int, seed: int = TEST_SEED
+) -> tuple[tuple[Shapes, Shapes], FieldBatch]:
     """Test pairs, the same at each call, and their predicted maps."""
-    pair = draw_pairs(pairs, torch.Generator().manual_seed(_TEST_SEED))
+    pair = draw_pairs(pairs, torch.Generator().manual_seed(seed))
     images = torch.stack([shapes.images() for shapes in pair], dim=1)
     return pair, field_of(model, images)
 
