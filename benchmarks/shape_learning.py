@@ -48,7 +48,6 @@ EXTENT = torch.ones(2)
 """The images fill the whole of the normalised coordinates."""
 
 _PIXELS_AT_ONCE = 256
-_LARGEST_GRADIENT = 1.0
 _TOLD = 10
 """Parts of a training of which mean losses are told."""
 
@@ -77,8 +76,8 @@ class Learning:
     """
 
     points: int
-    steps: int = 1600
-    pairs: int = 8
+    steps: int = 1000
+    pairs: int = 16
     rate: float = 1e-3
     warm_up: int = 50
     node_pixels: float = 6.0
@@ -103,7 +102,6 @@ def train(learning: Learning) -> tuple[NePhiModel, dict]:
         optimiser.zero_grad()
         total, row = losses(model, draw_pairs(learning.pairs, generator), learning, looks)
         total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
         optimiser.step()
         rows.append(row)
         if _TOLD * (step + 1) // learning.steps > _TOLD * step // learning.steps:

@@ -16,10 +16,10 @@ from torch import Tensor
 SIZE = 128
 """Pixels along each axis."""
 
-AREA_RADII = (0.3, 0.45)
+AREA_RADII = (0.35, 0.5)
 """Radii of circles of the same area as the filled shape, least and largest."""
 
-CENTER = 0.2
+CENTER = 0.15
 """Centres lie in [-CENTER, CENTER] along each axis; no shape then leaves the image."""
 
 WALL = 0.12

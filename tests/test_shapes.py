@@ -135,7 +135,7 @@ def test_settings_that_are_done_are_not_run_again(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(shapes, 'run', lambda *_: pytest.fail('everything is done already'))
     capsys.readouterr()
     assert shapes.main(line) == 0
-    assert '1 steps of 8 new pairs' in capsys.readouterr().out
+    assert '1 steps of 16 new pairs' in capsys.readouterr().out
 
 
 def test_codes_of_a_batch_are_those_of_its_pairs(trained) -> None:
