@@ -13,8 +13,9 @@ import numpy as np
 
 from .ct import mend_ct
 from .errors import InputDataError, UsageError
-from .geometry import apply_affine, is_invertible
+from .geometry import Frame, apply_affine
 from .images import Image, check_same_grid, load_image, load_mask
+from .initial import FilePaths, InitialTransform, freed, start_of
 from .lung_sides import lungs_of_pair
 from .presets import Preset, preset
 from .result import Registration, load_registration
@@ -22,6 +23,7 @@ from .threads import torch_threads
 from .weights import SHIPPED, chosen_weights
 
 if TYPE_CHECKING:
+    from .field.deformation import NePhiField
     from .field.model import NePhiModel
     from .learning.optimise import Progress
     from .presets.preparation import Prepared
@@ -49,7 +51,8 @@ def register(
     weights: str | os.PathLike = 'default',
     steps: int | None = None,
     affine: bool = True,
-    initial_transform: str | os.PathLike | np.ndarray | None = None,
+    initial_transform: InitialTransform | None = None,
+    initial_inverse: FilePaths | None = None,
     device: str = 'cpu',
     threads: int | None = None,
     seed: int = 0,
@@ -78,7 +81,13 @@ def register(
     affine
         Estimate an affine transform first. Otherwise start from the initial one, or the identity.
     initial_transform
-        4x4 matrix (fixed mm to moving mm, RAS+) or an ITK file with an affine; none is estimated.
+        Where to start from; no affine is estimated then. An affine: a 4x4 matrix (fixed mm to
+        moving mm, RAS+) or ITK's file. Or a non-linear pre-alignment that stays as it is and
+        follows the field, ``phi = pre o field``: another registration, its field file, or ITK's
+        files, listed from the fixed to the moving image. It must not fold in the fixed mask.
+    initial_inverse
+        The way back of displacement fields, listed from the moving to the fixed image; inverted
+        point by point when None.
     device
         'cpu', 'cuda' or 'cuda:N'.
     threads
@@ -125,10 +134,18 @@ def register(
             prepare(image, mask and mask.data, out, chosen)
             for image, mask, out in zip((fixed, moving), masks, excluded, strict=True)
         ]
-        matrix = _affine(*prepared, affine, initial_transform, seed)
-        estimated = affine and initial_transform is None
+        masks = [Image(side.outline, side.grid) for side in prepared]
+        matrix, base = start_of(initial_transform, initial_inverse, masks[0])
+        if base is not None:
+            prepared[1] = freed(prepared[1], base)
+        estimated = affine and matrix is None
+        if matrix is None:
+            matrix = _affine(*prepared, seed) if affine else np.eye(4)
         seconds = {'affine': time.monotonic() - started} if estimated else {}
-        registration = _fresh(prepared, fixed, moving, matrix, chosen, model, seed, device)
+        field, frame = _fresh(prepared, fixed, moving, matrix, chosen, model, seed, device)
+        registration = Registration(
+            field, frame, matrix, fixed.grid, moving.grid, *masks, base=base
+        )
         if model is not None:
             model.predict_into(registration.field, prepared, registration.frame, matrix)
         settings = chosen.settings(model is not None)
@@ -220,28 +237,7 @@ def _check_device(device: str) -> None:
         )
 
 
-def _affine(
-    fixed: Prepared,
-    moving: Prepared,
-    estimate: bool,
-    initial: str | os.PathLike | np.ndarray | None,
-    seed: int,
-) -> np.ndarray:
-    if isinstance(initial, np.ndarray):
-        matrix = np.array(initial, dtype=float)
-        if matrix.shape != (4, 4) or not is_invertible(matrix):
-            raise UsageError(
-                f'The initial transform is an array of shape {matrix.shape} that is no '
-                'invertible affine; expected a finite 4x4 matrix, fixed mm to moving mm. Check '
-                'how it is made.'
-            )
-        return matrix
-    if initial is not None:
-        from .transforms import read_affine
-
-        return read_affine(initial)
-    if not estimate:
-        return np.eye(4)
+def _affine(fixed: Prepared, moving: Prepared, seed: int) -> np.ndarray:
     from .learning.affine import estimate_affine
 
     return estimate_affine(
@@ -266,7 +262,8 @@ def _fresh(
     model: NePhiModel | None,
     seed: int,
     device: str,
-) -> Registration:
+) -> tuple[NePhiField, Frame]:
+    """A field of its own for a pair, and where it lies."""
     import torch
 
     from .field.deformation import NePhiField
@@ -279,9 +276,7 @@ def _fresh(
         frame, extent = model.frame_for(frame, extent)
         config = model.config.field
     generator = torch.Generator().manual_seed(seed)
-    field = NePhiField(config, generator, extent).to(device)
-    masks = [Image(side.outline, side.grid) for side in prepared]
-    return Registration(field, frame, affine, fixed.grid, moving.grid, *masks)
+    return NePhiField(config, generator, extent).to(device), frame
 
 
 def _check_overlap(prepared, affine: np.ndarray, fixed: Image, moving: Image) -> None:
