@@ -178,9 +178,14 @@ def _add_register(commands: Any) -> None:
         help='no affine initialisation: the images are aligned already',
     )  # fmt: skip
     method.add_argument(
-        '--initial-transform', type=Path, metavar='FILE',
-        help='start from this affine, fixed to moving (ITK .txt, .tfm, .mat or .h5), and '
-        'estimate none',
+        '--initial-transform', type=Path, action='append', metavar='FILE',
+        help='start from this transform, fixed to moving, and estimate no affine: an affine (ITK '
+        '.txt, .tfm, .mat or .h5) or a non-linear pre-alignment (.h5, displacement .nii.gz, our '
+        '.safetensors), which the field is composed with; may be repeated, listed as for apply',
+    )  # fmt: skip
+    method.add_argument(
+        '--initial-inverse', type=Path, action='append', metavar='FILE',
+        help='the way back of displacement fields (default: they are inverted here)',
     )  # fmt: skip
     method.add_argument('--seed', type=count, default=0, metavar='N', help='(default: 0)')
     add_resources(parser)

@@ -49,6 +49,7 @@ def register(arguments: argparse.Namespace) -> None:
             steps=arguments.steps,
             affine=arguments.affine,
             initial_transform=arguments.initial_transform,
+            initial_inverse=arguments.initial_inverse,
             device=arguments.device,
             seed=arguments.seed,
             progress=ProgressLine(),

@@ -31,6 +31,9 @@ MOST_APART_MM = 1.0
 """Mean distance from a point to itself, there and back, above which two files do not belong
 together."""
 
+LEAST_COVERED = 0.5
+"""Share of the fixed mask of which a displacement field must say something."""
+
 _CHECKED = 5000
 _BORDER_VOXELS = 4
 
@@ -62,7 +65,8 @@ def start_of(
         return (None, None) if initial is None else (initial.affine, initial)
     if isinstance(initial, np.ndarray):
         return _checked(initial), None
-    start = read_start(initial, inverse)
+    points = random_points(fixed_mask.grid, fixed_mask.data, _CHECKED)
+    start = read_start(initial, inverse, points)
     if isinstance(start, np.ndarray):
         return start, None
     name = ', '.join(map(str, listed(initial)))
@@ -80,7 +84,9 @@ def _checked(initial: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def read_start(files: FilePaths, back: FilePaths | None = None) -> np.ndarray | BaseMap:
+def read_start(
+    files: FilePaths, back: FilePaths | None, points_mm: np.ndarray
+) -> np.ndarray | BaseMap:
     """The initial transform in one or several files: an affine, or a non-linear map.
 
     Parameters
@@ -88,7 +94,9 @@ def read_start(files: FilePaths, back: FilePaths | None = None) -> np.ndarray | 
     files
         ITK's, or ours; several are listed from the fixed to the moving image.
     back
-        The way back of a non-linear map, listed from the moving to the fixed image.
+        The way back of displacement fields, listed from the moving to the fixed image, or None.
+    points_mm
+        Points (N, 3) of the fixed image, where the nearest affine counts.
 
     Raises
     ------
@@ -108,9 +116,8 @@ def read_start(files: FilePaths, back: FilePaths | None = None) -> np.ndarray | 
     if chain.affine is not None:
         _check_no_way_back(back, files)
         return chain.affine
-    return PreAlignment(
-        steps, None if back is None else _held(_chain(back), back), affine_part(steps)
-    )
+    way_back = None if back is None else _held(_chain(back), back)
+    return PreAlignment(steps, way_back, affine_part(steps, points_mm))
 
 
 def listed(files: FilePaths) -> list[Path]:
@@ -161,8 +168,16 @@ def check_base(base: BaseMap, grid: Grid, mask: np.ndarray, name: str) -> None:
     Raises
     ------
     InputDataError
-        It folds, or its way back leads elsewhere.
+        It says nothing of where the fixed image is, folds, or its way back leads elsewhere.
     """
+    points = random_points(grid, mask, _CHECKED)
+    covered = base.covered(points) if isinstance(base, PreAlignment) else 1.0
+    if covered < LEAST_COVERED:
+        raise InputDataError(
+            f'The displacement field of "{name}" covers {100 * covered:.0f} % of the fixed mask; '
+            f'expected at least {100 * LEAST_COVERED:.0f} %. Check that it maps points of the '
+            'fixed image to points of the moving image, and belongs to this pair.'
+        )
     _, determinants = lowest_determinants(base.exact_jacobian_determinant, grid, mask)
     folded = int((determinants <= 0).sum())
     if folded:
@@ -171,7 +186,6 @@ def check_base(base: BaseMap, grid: Grid, mask: np.ndarray, name: str) -> None:
             f'fixed mask (smallest determinant {determinants.min():.2f}); expected a map with an '
             'inverse. Make it again with more smoothing, or start from its affine.'
         )
-    points = random_points(grid, mask, _CHECKED)
     apart = np.linalg.norm(base.inverse.warp_points(base.warp_points(points)) - points, axis=1)
     if not apart.mean() <= MOST_APART_MM:
         raise InputDataError(
@@ -190,8 +204,10 @@ def freed(side: Prepared, base: BaseMap) -> Prepared:
     """
     back = base.inverse.warp_points(side.mask_points())
     index = side.grid.to_index(apply_affine(base.affine, back))
-    lower = np.minimum(np.floor(index.min(axis=0)) - _BORDER_VOXELS, 0)
-    upper = np.maximum(np.ceil(index.max(axis=0)) + _BORDER_VOXELS + 1, side.grid.shape)
+    size = np.array(side.grid.shape)
+    # At most by its own size: a damaged field could ask for anything.
+    lower = np.clip(np.floor(index.min(axis=0)) - _BORDER_VOXELS, -size, 0)
+    upper = np.clip(np.ceil(index.max(axis=0)) + _BORDER_VOXELS + 1, size, 2 * size)
     grid = side.grid.cropped(lower, upper)
     undone = Transform([np.linalg.inv(base.affine), base.warp_points_near])
 

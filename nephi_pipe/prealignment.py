@@ -15,11 +15,8 @@ import numpy as np
 
 from .geometry import apply_affine, is_invertible
 from .held_field import HeldField
-from .metrics import random_points
 
 Step = np.ndarray | HeldField
-
-_FITTED = 5000
 
 
 class BaseMap(Protocol):
@@ -83,7 +80,7 @@ class PreAlignment:
                 flat = _undone(step, flat)
         else:
             for step in self._own:
-                flat = apply_affine(step, flat) if is_linear(step) else step.map_points(flat)
+                flat = _mapped(step, flat)
         return flat.reshape(points.shape)
 
     warp_points_near = warp_points
@@ -100,6 +97,18 @@ class PreAlignment:
             found = _determinant(self._own, points)
         return found if total else found / np.linalg.det(self.affine[:3, :3])
 
+    def covered(self, points_mm: np.ndarray) -> float:
+        """The least share of points (N, 3) that come to lie within the lattice of a field."""
+        shares = [1.0]
+        points = np.asarray(points_mm, dtype=float)
+        for step in self._own:
+            if not is_linear(step):
+                index = step.grid.to_index(points)
+                inside = (index >= -0.5) & (index <= np.array(step.grid.shape) - 0.5)
+                shares.append(float(inside.all(axis=1).mean()))
+            points = _mapped(step, points)
+        return min(shares)
+
     @property
     def _own(self) -> tuple[Step, ...]:
         """The chain of this direction."""
@@ -109,6 +118,10 @@ class PreAlignment:
 def is_linear(step: Step) -> bool:
     """Whether a step is an affine."""
     return isinstance(step, np.ndarray)
+
+
+def _mapped(step: Step, points: np.ndarray) -> np.ndarray:
+    return apply_affine(step, points) if is_linear(step) else step.map_points(points)
 
 
 def _undone(step: Step, points: np.ndarray) -> np.ndarray:
@@ -121,23 +134,18 @@ def _determinant(steps: Sequence[Step], points: np.ndarray) -> np.ndarray:
     """That of a chain: the product of the steps' own where the point is by then."""
     found = np.ones(len(points))
     for step in steps:
-        if is_linear(step):
-            found *= np.linalg.det(step[:3, :3])
-            points = apply_affine(step, points)
-        else:
-            found *= np.linalg.det(step.jacobian(points))
-            points = step.map_points(points)
+        jacobian = step[:3, :3] if is_linear(step) else step.jacobian(points)
+        found *= np.linalg.det(jacobian)
+        points = _mapped(step, points)
     return found
 
 
-def affine_part(steps: Sequence[Step]) -> np.ndarray:
-    """The affine that a chain ends with, or else the one nearest to it on its first lattice."""
+def affine_part(steps: Sequence[Step], points_mm: np.ndarray) -> np.ndarray:
+    """The affine that a chain ends with, or else the one nearest to it at points (N, 3)."""
     if is_linear(steps[-1]):
         return steps[-1]
-    grid = next(one.grid for one in steps if not is_linear(one))
-    first = PreAlignment(steps, None, np.eye(4))
-    points = random_points(grid, np.ones(grid.shape, bool), _FITTED)
-    known = np.concatenate([points, np.ones((len(points), 1))], axis=1)
+    mapped = PreAlignment(steps, None, np.eye(4)).warp_points(points_mm)
+    known = np.concatenate([points_mm, np.ones((len(points_mm), 1))], axis=1)
     affine = np.eye(4)
-    affine[:3] = np.linalg.lstsq(known, first.warp_points(points), rcond=None)[0].T
+    affine[:3] = np.linalg.lstsq(known, mapped, rcond=None)[0].T
     return affine if is_invertible(affine) else np.eye(4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from .ct import mend_ct
 from .errors import InputDataError, UsageError
 from .geometry import Frame, apply_affine
 from .images import Image, check_same_grid, load_image, load_mask
-from .initial import FilePaths, InitialTransform, freed, start_of
+from .initial import FilePaths, InitialTransform, freed, listed, start_of
 from .lung_sides import lungs_of_pair
 from .presets import Preset, preset
 from .result import Registration, load_registration
@@ -161,6 +161,9 @@ def register(
     registration.provenance = _provenance(
         modality, _name_of(weights), settings.steps, seed, device, threads, seconds
     )
+    if base is not None and isinstance(initial_transform, str | os.PathLike | Sequence):
+        names = [os.fspath(path) for path in listed(initial_transform)]
+        registration.provenance['initial_transform'] = names
     return registration
 
 

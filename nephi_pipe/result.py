@@ -114,9 +114,9 @@ class Registration:
     map_points = warp_points
 
     def warp_points_near(self, points_mm: np.ndarray) -> np.ndarray:
-        """The same for many points (N, 3): networks are read from a lattice of a millimetre."""
-        near = self._dense.displacement_near(points_mm, closer=True)
-        return apply_affine(self.affine, points_mm + near)
+        """The same for many points (..., 3): networks are read from a lattice of a millimetre."""
+        near = self._dense.displacement_near(points_mm.reshape(-1, 3), closer=True)
+        return apply_affine(self.affine, points_mm + near.reshape(points_mm.shape))
 
     def exact_jacobian_determinant(self, points_mm: np.ndarray, total: bool = False) -> np.ndarray:
         """det of the network's own derivative of ``x + u(x)`` at points (N, 3), shape (N,).
