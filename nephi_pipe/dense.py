@@ -73,6 +73,8 @@ class FieldSide:
         import torch
 
         points_mm = np.asarray(points_mm, dtype=float)
+        if not points_mm.size:
+            return np.zeros(points_mm.shape)
         points = torch.from_numpy(self.normalised(points_mm.reshape(-1, 3))).float()
         moved = self.field.displacement_in_chunks(points, self.inverted)
         return self.in_mm(moved.numpy()).reshape(points_mm.shape)

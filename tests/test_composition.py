@@ -8,16 +8,19 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from cli_runs import error_of, points_file
 from registration_runs import known_pair, make_tiny, quickly
 
 from nephi_pipe import load_registration
+from nephi_pipe.cli import main
 from nephi_pipe.describe import describe
 from nephi_pipe.displacement import DisplacementField
 from nephi_pipe.errors import InputDataError, UsageError
 from nephi_pipe.geometry import Grid, apply_affine
 from nephi_pipe.held_field import HeldField
-from nephi_pipe.images import Image, foreground
+from nephi_pipe.images import Image, foreground, save_image
 from nephi_pipe.itk import write_affine
+from nephi_pipe.landmarks import read_points
 from nephi_pipe.latent_path import interpolate
 from nephi_pipe.metrics import inverse_consistency_mm, ncc, random_points, tre_mm
 from nephi_pipe.prealignment import PreAlignment
@@ -234,6 +237,28 @@ def test_metrics_are_those_of_the_whole_map(found, pair, posed):
         scores['jacobian']['deformation']['min'], abs=0.15
     )
     assert json.dumps(scores)
+
+
+def test_the_command_composes(pair, posed, files, inside, tmp_path, capsys):
+    images = [
+        str(save_image(tmp_path / f'{side}.nii.gz', image.data, image.grid))
+        for side, image in (('fixed', pair.fixed), ('moving', posed))
+    ]
+    out = tmp_path / 'out'
+    start = ['--initial-transform', str(files[0]), '--initial-inverse', str(files[1])]
+    options = ['--steps', '2', '--weights', 'none', '--xfm-format', 'field', '--report']
+    assert main(['register', *images, '-o', str(out), *start, *options]) == 0
+    one = load_registration(out / 'transform.safetensors')
+    assert one.provenance['initial_transform'] == [str(files[0])]
+    assert json.loads((out / 'metrics.json').read_text())['inverse_consistency_mm']['mean'] < 1
+    assert (out / 'report.html').exists()
+    source, mapped = points_file(tmp_path, inside[:20]), tmp_path / 'mapped.tsv'
+    assert main(['apply', str(out / 'transform.safetensors'), str(source), '-o', str(mapped)]) == 0
+    np.testing.assert_allclose(read_points(mapped).points, one.warp_points(inside[:20]), atol=1e-3)
+    code, message = error_of(
+        capsys, 'register', *images, '-o', out, '--initial-transform', images[0]
+    )
+    assert code == 65 and 'fixed.nii.gz' in message and 'intent' in message
 
 
 # --- kinds of pre-alignment ---------------------------------------------------------------------
