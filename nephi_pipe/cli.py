@@ -166,8 +166,9 @@ def _add_register(commands: Any) -> None:
     method = parser.add_argument_group('how it is registered')
     method.add_argument('--modality', choices=MODALITIES, default='brain')
     method.add_argument(
-        '--weights', default='default', metavar='{default,none,FILE}',
-        help='where the fields start from (default: the shipped weights, if there are any)',
+        '--weights', action='append', metavar='{default,none,FILE}',
+        help='where the fields start from (default: the shipped weights, if there are any); may be '
+        'repeated, a file for each stage, coarse to fine',
     )  # fmt: skip
     method.add_argument(
         '--steps', type=count, metavar='N',

@@ -21,7 +21,9 @@ _LINE_S = 10.0
 
 def register(arguments: argparse.Namespace) -> None:
     """``nephi register``: find the map between two images and write what follows from it."""
-    if arguments.steps == 0 and not chosen_weights(arguments.weights, arguments.modality, 0):
+    weights = arguments.weights or ['default']
+    weights = weights if len(weights) > 1 else weights[0]
+    if arguments.steps == 0 and not chosen_weights(weights, arguments.modality, 0):
         raise UsageError(
             '--steps 0 without weights would be the affine alone; give --weights or some --steps'
         )
@@ -45,7 +47,7 @@ def register(arguments: argparse.Namespace) -> None:
             moving_mask=pair.masks[1],
             exclude_mask=arguments.exclude_mask,
             modality=arguments.modality,
-            weights=arguments.weights,
+            weights=weights,
             steps=arguments.steps,
             affine=arguments.affine,
             initial_transform=arguments.initial_transform,

@@ -255,6 +255,7 @@ def test_the_command_composes(pair, posed, files, inside, tmp_path, capsys):
     source, mapped = points_file(tmp_path, inside[:20]), tmp_path / 'mapped.tsv'
     assert main(['apply', str(out / 'transform.safetensors'), str(source), '-o', str(mapped)]) == 0
     np.testing.assert_allclose(read_points(mapped).points, one.warp_points(inside[:20]), atol=1e-3)
+    capsys.readouterr()
     code, message = error_of(
         capsys, 'register', *images, '-o', out, '--initial-transform', images[0]
     )
