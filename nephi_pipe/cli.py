@@ -167,8 +167,8 @@ def _add_register(commands: Any) -> None:
     method.add_argument('--modality', choices=MODALITIES, default='brain')
     method.add_argument(
         '--weights', action='append', metavar='{default,none,FILE}',
-        help='where the fields start from (default: the shipped weights, if there are any); may be '
-        'repeated, a file for each stage, coarse to fine',
+        help='where the fields start from (default: the shipped weights, if there are any); may '
+        'be repeated, a file for each stage, coarse to fine',
     )  # fmt: skip
     method.add_argument(
         '--steps', type=count, metavar='N',

@@ -30,8 +30,9 @@ def chosen_weights(
     Parameters
     ----------
     weights
-        A checkpoint, some for several stages, 'none', or 'default': those that ship, where they help. The full
-        optimisation (``steps`` None) ends a little better from a fresh field.
+        A checkpoint, or one for each of several stages, 'none', or 'default': those that ship,
+        where they help. The full optimisation (``steps`` None) ends a little better from a fresh
+        field.
     modality
         Of the images.
     steps
