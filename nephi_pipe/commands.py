@@ -201,6 +201,7 @@ def train(arguments: argparse.Namespace) -> None:
         held_out=arguments.validation,
         config=config,
         weights=arguments.weights,
+        coarse=arguments.coarse,
         cache=arguments.cache,
         device=arguments.device,
         threads=arguments.threads,
@@ -233,7 +234,7 @@ def _training_files(arguments: argparse.Namespace, modality: str) -> tuple[Any, 
 TRAINING_OPTIONS = (
     'modality', 'field', 'grid', 'epochs', 'steps_per_epoch', 'batch_size', 'learning_rate',
     'learning_rate_step', 'warm_up', 'augmentation', 'dice_weight', 'eval_every', 'save_every',
-    'seed', 'precision',
+    'seed', 'precision', 'joint',
 )  # fmt: skip
 """Options that are values of a train config."""
 

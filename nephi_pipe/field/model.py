@@ -162,7 +162,7 @@ class NePhiModel(nn.Module):
         """
         global_codes, local_codes = self.encoder(images)
         if self.config.field.code_skip:
-            local_codes = _smoothed(local_codes)
+            local_codes = smoothed(local_codes)
         return self.fields(global_codes, local_codes, extents)
 
     def fields(
@@ -188,8 +188,8 @@ class NePhiModel(nn.Module):
         field.code.local_code.copy_(found.code.local_code)
 
 
-def _smoothed(code: Tensor) -> Tensor:
-    """Local codes (B, S, ..., S, C) with a share of the neighbours along each axis."""
+def smoothed(code: Tensor) -> Tensor:
+    """Predicted local codes (B, S, ..., S, C) with a share of the neighbours along each axis."""
     for axis, count in enumerate(code.shape[1:-1], start=1):
         nodes = torch.arange(count, device=code.device)
         sides = ((nodes - 1).clamp_min(0), (nodes + 1).clamp_max(count - 1))
