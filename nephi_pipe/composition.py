@@ -66,7 +66,8 @@ class ComposedSide:
         return np.zeros(3, dtype=int), np.maximum(np.array(grid.shape) - 1, 1)
 
     def frame_lattice(self, spacing_mm: float) -> FrameLattice:
-        """The field on a lattice along the axes of its frame."""
+        """The field on a lattice along the axes of its frame; the base is read alike."""
+        self.base.read_from(spacing_mm)
         return self.inner.frame_lattice(spacing_mm)
 
     def displacement_from(self, lattice: FrameLattice, points_mm: np.ndarray) -> np.ndarray:

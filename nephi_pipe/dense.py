@@ -152,12 +152,9 @@ class DenseMap:
         lattice.determinant(box, out[box])
         return out
 
-    def displacement_near(self, points_mm: np.ndarray, closer: bool = False) -> np.ndarray:
-        """u at points (N, 3) in mm, from the lattice along the frame's axes: fast, not exact.
-
-        ``closer``: from the finest such lattice.
-        """
-        self._refine_base(BASE_SPACINGS_MM[-1 if closer else 0])
+    def displacement_near(self, points_mm: np.ndarray) -> np.ndarray:
+        """u at points (N, 3) in mm, from the lattice along the frame's axes: fast, not exact."""
+        self.refine_base(BASE_SPACINGS_MM[0])
         return self._side.displacement_from(self._frame_lattice, points_mm)
 
     def checked_points(self, grid: Grid) -> np.ndarray:
@@ -178,7 +175,7 @@ class DenseMap:
         tolerance = LATTICE_TOLERANCE_VOXELS * float(grid.spacing.min())
         spacing = reach = LATTICE_SPACINGS_MM[0]
         for base_mm in BASE_SPACINGS_MM:
-            self._refine_base(base_mm)
+            self.refine_base(base_mm)
             finer, reach = list(LATTICE_SPACINGS_MM), max(reach, spacing)
             while finer:
                 closer = next((one for one in finer if one <= reach), finer[-1])
@@ -199,7 +196,7 @@ class DenseMap:
         self._lattices = [*self._lattices[-1:], (grid, lattice)]
         return lattice
 
-    def _refine_base(self, spacing_mm: float) -> None:
+    def refine_base(self, spacing_mm: float) -> None:
         """Have nodes at least so close together in the lattice from which grids are filled."""
         if self._base_mm > spacing_mm:
             self._frame_lattice = self._side.frame_lattice(spacing_mm)

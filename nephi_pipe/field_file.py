@@ -143,7 +143,7 @@ def _restore(header: dict, tensors: dict) -> Registration:
     base = None
     within = [name for name in tensors if name.startswith(_BASE)]
     within = {name.removeprefix(_BASE): tensors.pop(name) for name in within}
-    if 'base' in header:
+    if within or 'base' in header:
         base = _restored_base(header['base'], within)
         affine = base.affine
     field = _field(header['config'], tensors)

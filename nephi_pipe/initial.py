@@ -199,16 +199,16 @@ def freed(side: Prepared, base: BaseMap) -> Prepared:
     """The moving image without what the pre-alignment does beside its affine A.
 
     What is registered to the fixed image next, with A between both: ``I(base(A^-1 y))``, on the
-    image's own voxels, so that a pre-alignment that is its affine leaves them as they are. Where
-    the mask comes to lie beyond the image, the grid grows.
+    image's own voxels, so that a pre-alignment that is its affine leaves them as they are. What
+    is kept is a box around the mask, which may come to lie beyond the image.
     """
     back = base.inverse.warp_points(side.mask_points())
     index = side.grid.to_index(apply_affine(base.affine, back))
     size = np.array(side.grid.shape)
     # At most by its own size: a damaged field could ask for anything.
-    lower = np.clip(np.floor(index.min(axis=0)) - _BORDER_VOXELS, -size, 0)
-    upper = np.clip(np.ceil(index.max(axis=0)) + _BORDER_VOXELS + 1, size, 2 * size)
-    grid = side.grid.cropped(lower, upper)
+    lower = np.maximum(np.floor(index.min(axis=0)) - _BORDER_VOXELS, -size)
+    upper = np.minimum(np.ceil(index.max(axis=0)) + _BORDER_VOXELS + 1, 2 * size)
+    grid = side.grid.cropped(lower, np.maximum(upper, lower + 1))
     undone = Transform([np.linalg.inv(base.affine), base.warp_points_near])
 
     def read(array: np.ndarray | None, interpolation: str) -> np.ndarray | None:

@@ -34,6 +34,9 @@ class BaseMap(Protocol):
     def warp_points_near(self, points_mm: np.ndarray) -> np.ndarray:
         """The same for many points, maybe not quite exact."""
 
+    def read_from(self, spacing_mm: float) -> None:
+        """Have :meth:`warp_points_near` read from nodes at least so close together."""
+
     def exact_jacobian_determinant(self, points_mm: np.ndarray, total: bool = False) -> np.ndarray:
         """Of the map's derivative at points (N, 3), with or without its affine."""
 
@@ -84,6 +87,9 @@ class PreAlignment:
         return flat.reshape(points.shape)
 
     warp_points_near = warp_points
+
+    def read_from(self, spacing_mm: float) -> None:
+        """Nothing: near points are exact here."""
 
     def exact_jacobian_determinant(self, points_mm: np.ndarray, total: bool = False) -> np.ndarray:
         """det of the map's derivative at points (N, 3), shape (N,).

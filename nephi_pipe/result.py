@@ -114,9 +114,13 @@ class Registration:
     map_points = warp_points
 
     def warp_points_near(self, points_mm: np.ndarray) -> np.ndarray:
-        """The same for many points (..., 3): networks are read from a lattice of a millimetre."""
-        near = self._dense.displacement_near(points_mm.reshape(-1, 3), closer=True)
+        """The same for many points (..., 3): networks are read from a lattice, nearly exact."""
+        near = self._dense.displacement_near(points_mm.reshape(-1, 3))
         return apply_affine(self.affine, points_mm + near.reshape(points_mm.shape))
+
+    def read_from(self, spacing_mm: float) -> None:
+        """Have :meth:`warp_points_near` read from nodes at least so close together, mm."""
+        self._dense.refine_base(spacing_mm)
 
     def exact_jacobian_determinant(self, points_mm: np.ndarray, total: bool = False) -> np.ndarray:
         """det of the network's own derivative of ``x + u(x)`` at points (N, 3), shape (N,).

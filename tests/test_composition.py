@@ -10,6 +10,8 @@ import pytest
 import SimpleITK as sitk
 from cli_runs import error_of, points_file
 from registration_runs import known_pair, make_tiny, quickly
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from nephi_pipe import load_registration
 from nephi_pipe.cli import main
@@ -217,6 +219,39 @@ def test_a_field_file_keeps_the_pre_alignment(found, inside, tmp_path):
     assert again.provenance['initial_transform'] == found.provenance['initial_transform']
     told = describe(path)
     assert 'its pre-alignment (nephi-field-2)' in told and 'history' not in told
+
+
+def _set(*keys, value):
+    def change(header):
+        for key in keys[:-1]:
+            header = header[key]
+        header[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        _set('base', 'kind', value='magic'),
+        _set('base', 'steps', value=[]),
+        _set('base', 'steps', value=[1, 2]),
+        _set('base', 'steps', 0, 'shape', value=[10_000, 10_000, 10_000]),
+        _set('base', 'steps', 1, 'affine', value=np.zeros((4, 4)).tolist()),
+        _set('base', 'inverted', value='no'),
+        _set('base', value=None),
+        lambda header: header.pop('base'),
+    ],
+)
+def test_a_damaged_pre_alignment_is_refused(found, tmp_path, change):
+    path = found.save_field(tmp_path / 'field.safetensors')
+    with safe_open(path, framework='pt') as stream:
+        header = json.loads(stream.metadata()['nephi'])
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    change(header)
+    save_file(tensors, path, metadata={'nephi': json.dumps(header)})
+    with pytest.raises(InputDataError, match='not a field that can be read'):
+        load_registration(path)
 
 
 def test_metrics_are_those_of_the_whole_map(found, pair, posed):
