@@ -119,8 +119,8 @@ def _packed_base(base: BaseMap) -> tuple[dict, dict]:
 def _restored_base(header: dict, tensors: dict) -> BaseMap:
     if header['kind'] == 'field':
         return _restore(header, tensors)
-    if type(header['inverted']) is not bool:
-        raise ValueError('its pre-alignment has no direction')
+    if header['kind'] != 'chain' or type(header['inverted']) is not bool:
+        raise ValueError('its pre-alignment has no direction, or is of a kind that is not known')
     chain = unpacked_chain(header, tensors)
     return chain.inverse if header['inverted'] else chain
 

@@ -186,12 +186,19 @@ def check_base(base: BaseMap, grid: Grid, mask: np.ndarray, name: str) -> None:
             f'fixed mask (smallest determinant {determinants.min():.2f}); expected a map with an '
             'inverse. Make it again with more smoothing, or start from its affine.'
         )
-    apart = np.linalg.norm(base.inverse.warp_points(base.warp_points(points)) - points, axis=1)
+    there = base.warp_points(points)
+    apart = np.linalg.norm(base.inverse.warp_points(there) - points, axis=1)
     if not apart.mean() <= MOST_APART_MM:
         raise InputDataError(
             f'The pre-alignment "{name}" and its way back miss each other by {apart.mean():.1f} '
             f'mm on average; expected at most {MOST_APART_MM:g} mm. Check that the initial '
             'inverse is of the same pair and of the opposite direction, or leave it out.'
+        )
+    lowest = base.inverse.exact_jacobian_determinant(there).min()
+    if lowest <= 0:
+        raise InputDataError(
+            f'The way back of the pre-alignment "{name}" folds (smallest determinant '
+            f'{lowest:.2f}); expected a map with an inverse. Leave the initial inverse out.'
         )
 
 

@@ -91,7 +91,8 @@ class StagedPair:
         from .field.deformation import NePhiField
         from .presets.preparation import frame_of
 
-        frame, extent = frame_of(*compared, self.affine, self.chosen.margin_mm)
+        fixed, moving = compared
+        frame, extent = frame_of(fixed, moving, self.affine, self.chosen.margin_mm)
         config = self.chosen.field
         if model is not None:
             frame, extent = model.frame_for(frame, extent)
@@ -174,10 +175,10 @@ class Stage:
         from .learning.optimise import optimise
         from .presets.preparation import pair_builder
 
-        found = self.found
+        found, (fixed, moving) = self.found, self.compared
         history = optimise(
             found.field,
-            pair_builder(*self.compared, found.affine, found.frame, features, self.device),
+            pair_builder(fixed, moving, found.affine, found.frame, features, self.device),
             chosen,
             found.frame.scale_mm,
             seed=self.seed + number,

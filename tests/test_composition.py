@@ -380,6 +380,18 @@ def test_a_way_back_of_something_else_is_refused(pair, posed, files):
         quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=files[0])
 
 
+def test_a_way_back_that_folds_is_refused(pair, posed, files, diffeomorphism, tmp_path):
+    """Right on average, but with ripples of half a millimetre on it."""
+    grid = posed.grid.resampled(2.0)
+    points = grid.points()
+    there = diffeomorphism.inverse_points(apply_affine(np.linalg.inv(POSE), points))
+    ripples = 0.9 * (np.indices(grid.shape).sum(axis=0) % 2 - 0.5)[..., None] * [1.0, 1.0, 1.0]
+    field = DisplacementField(there + ripples - points, grid)
+    path = write_transform(tmp_path / 'rippled.h5', np.eye(4), field)
+    with pytest.raises(InputDataError, match='The way back of the pre-alignment .* folds'):
+        quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=path)
+
+
 def test_a_field_that_lies_elsewhere_is_refused(pair, lattice, tmp_path):
     away = np.eye(4)
     away[0, 3] = 300.0
