@@ -168,7 +168,7 @@ def _add_register(commands: Any) -> None:
     method.add_argument(
         '--weights', action='append', metavar='{default,none,FILE}',
         help='where the fields start from (default: the shipped weights, if there are any); may '
-        'be repeated, a file for each stage, coarse to fine',
+        'be repeated, a file for each stage, coarse to fine, or none as the last',
     )  # fmt: skip
     method.add_argument(
         '--steps', type=count, metavar='N',

@@ -61,15 +61,17 @@ def start_of(
             'An initial inverse was given without files of an initial transform; expected both or '
             'none. Give the initial transform too.'
         )
-    if initial is None or isinstance(initial, Registration | PreAlignment):
-        return (None, None) if initial is None else (initial.affine, initial)
+    if initial is None:
+        return None, None
     if isinstance(initial, np.ndarray):
         return _checked(initial), None
-    points = random_points(fixed_mask.grid, fixed_mask.data, _CHECKED)
-    start = read_start(initial, inverse, points)
+    if isinstance(initial, Registration | PreAlignment):
+        start, name = initial, 'that was given'
+    else:
+        points = random_points(fixed_mask.grid, fixed_mask.data, _CHECKED)
+        start, name = read_start(initial, inverse, points), ', '.join(map(str, listed(initial)))
     if isinstance(start, np.ndarray):
         return start, None
-    name = ', '.join(map(str, listed(initial)))
     check_base(start, fixed_mask.grid, fixed_mask.data, name)
     return start.affine, start
 
@@ -186,6 +188,9 @@ def check_base(base: BaseMap, grid: Grid, mask: np.ndarray, name: str) -> None:
             f'fixed mask (smallest determinant {determinants.min():.2f}); expected a map with an '
             'inverse. Make it again with more smoothing, or start from its affine.'
         )
+    if not isinstance(base, PreAlignment):
+        # Both maps of a field of ours were found together; how well they agree is reported.
+        return
     there = base.warp_points(points)
     apart = np.linalg.norm(base.inverse.warp_points(there) - points, axis=1)
     if not apart.mean() <= MOST_APART_MM:

@@ -72,7 +72,8 @@ def register(
         A checkpoint, 'none' (a fresh field), or 'default': the shipped ones for up to 100 steps,
         where there are any, else a fresh field. Several checkpoints, coarse to fine, predict stage
         by stage, each on the moving image that the stages before have warped; a checkpoint may
-        also bring its coarse stages along. Only the last stage is optimised.
+        also bring its coarse stages along, and 'none' may stand last, for a fresh field. Only the
+        last stage is optimised.
     steps
         Steps of instance optimisation; None for the preset's number, 0 for the forward pass only.
     affine
@@ -115,7 +116,7 @@ def register(
     # Those that ship are no tiny network.
     weights = 'none' if sloppy and weights == 'default' else weights
     weights = chosen_weights(weights, modality, steps)
-    *coarse, model = _models(weights, modality) or [None]
+    *coarse, model = _models(weights, modality)
     if steps == 0 and model is None:
         raise UsageError(
             'Zero steps without weights would be the affine alone; expected weights or at least '
@@ -199,18 +200,20 @@ def _excluded(
     return sides
 
 
-def _models(weights: FilePaths | None, modality: str) -> list[NePhiModel]:
-    """The trained networks to start from, coarse to fine; none for a fresh field."""
+def _models(weights: FilePaths | None, modality: str) -> list[NePhiModel | None]:
+    """The trained networks to start from, coarse to fine; None for a fresh field."""
     if weights is None:
-        return []
+        return [None]
     if isinstance(weights, str | os.PathLike):
-        return _model(weights, modality).stages
-    if not weights or set(weights) & {'none', 'default'}:
+        return [*_model(weights, modality).stages]
+    *coarse, last = weights or ['none']
+    if {*coarse, last} & {'default'} or 'none' in coarse or (last == 'none' and not coarse):
         raise UsageError(
             f'The weights of {len(weights)} stages hold no file for each; expected checkpoints, '
-            'coarse to fine. Leave "none" and "default" out.'
+            'coarse to fine, of which the last may be "none".'
         )
-    return [stage for one in weights for stage in _models(one, modality)]
+    files = [*coarse, None if last == 'none' else last]
+    return [stage for one in files for stage in _models(one, modality)]
 
 
 def _model(weights: str | os.PathLike, modality: str) -> NePhiModel:

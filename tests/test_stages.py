@@ -116,6 +116,15 @@ def test_the_command_takes_stages(pair, capsys, monkeypatch, tmp_path):
         assert f'asked for {passed}' in error_of(capsys, *command, *options)[1]
 
 
+def test_a_fresh_field_may_come_last(pair, files, points):
+    stages = [files['coarse'], 'none']
+    found = quickly(pair.fixed, pair.moving, weights=stages, steps=1)
+    coarse = quickly(pair.fixed, pair.moving, weights=files['coarse'], steps=0)
+    np.testing.assert_array_equal(found.base.warp_points(points), coarse.warp_points(points))
+    with pytest.raises(UsageError, match='Zero steps without weights'):
+        quickly(pair.fixed, pair.moving, weights=stages, steps=0)
+
+
 @pytest.mark.parametrize('stages', [[], ['none', 'none'], ['default', 'a.safetensors']])
 def test_stages_without_a_file_are_refused(pair, stages):
     with pytest.raises(UsageError, match='hold no file for each'):
