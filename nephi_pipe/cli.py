@@ -166,8 +166,9 @@ def _add_register(commands: Any) -> None:
     method = parser.add_argument_group('how it is registered')
     method.add_argument('--modality', choices=MODALITIES, default='brain')
     method.add_argument(
-        '--weights', default='default', metavar='{default,none,FILE}',
-        help='where the fields start from (default: the shipped weights, if there are any)',
+        '--weights', action='append', metavar='{default,none,FILE}',
+        help='where the fields start from (default: the shipped weights, if there are any); may '
+        'be repeated, a file for each stage, coarse to fine, or none as the last',
     )  # fmt: skip
     method.add_argument(
         '--steps', type=count, metavar='N',
@@ -178,9 +179,14 @@ def _add_register(commands: Any) -> None:
         help='no affine initialisation: the images are aligned already',
     )  # fmt: skip
     method.add_argument(
-        '--initial-transform', type=Path, metavar='FILE',
-        help='start from this affine, fixed to moving (ITK .txt, .tfm, .mat or .h5), and '
-        'estimate none',
+        '--initial-transform', type=Path, action='append', metavar='FILE',
+        help='start from this transform, fixed to moving, and estimate no affine: an affine (ITK '
+        '.txt, .tfm, .mat or .h5) or a non-linear pre-alignment (.h5, displacement .nii.gz, our '
+        '.safetensors), which the field is composed with; may be repeated, listed as for apply',
+    )  # fmt: skip
+    method.add_argument(
+        '--initial-inverse', type=Path, action='append', metavar='FILE',
+        help='the way back of displacement fields (default: they are inverted here)',
     )  # fmt: skip
     method.add_argument('--seed', type=count, default=0, metavar='N', help='(default: 0)')
     add_resources(parser)

@@ -121,6 +121,15 @@ def _add_settings(parser: Any) -> None:
         help='start from these weights, with a fresh optimiser (default: from random ones)',
     )  # fmt: skip
     method.add_argument(
+        '--coarse', type=Path, metavar='FILE',
+        help='weights of a coarse stage: its maps warp the moving images first, and it comes '
+        'along in what is written',
+    )  # fmt: skip
+    method.add_argument(
+        '--joint', action='store_true', default=None,
+        help='train the coarse stage too (default: it stays as it is)',
+    )  # fmt: skip
+    method.add_argument(
         '--precision', choices=('no', 'bf16', 'fp16'),
         help='of the encoder (default: no, which is float32)',
     )  # fmt: skip

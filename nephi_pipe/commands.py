@@ -21,7 +21,9 @@ _LINE_S = 10.0
 
 def register(arguments: argparse.Namespace) -> None:
     """``nephi register``: find the map between two images and write what follows from it."""
-    if arguments.steps == 0 and not chosen_weights(arguments.weights, arguments.modality, 0):
+    weights = arguments.weights or ['default']
+    weights = weights if len(weights) > 1 else weights[0]
+    if arguments.steps == 0 and not chosen_weights(weights, arguments.modality, 0):
         raise UsageError(
             '--steps 0 without weights would be the affine alone; give --weights or some --steps'
         )
@@ -45,10 +47,11 @@ def register(arguments: argparse.Namespace) -> None:
             moving_mask=pair.masks[1],
             exclude_mask=arguments.exclude_mask,
             modality=arguments.modality,
-            weights=arguments.weights,
+            weights=weights,
             steps=arguments.steps,
             affine=arguments.affine,
             initial_transform=arguments.initial_transform,
+            initial_inverse=arguments.initial_inverse,
             device=arguments.device,
             seed=arguments.seed,
             progress=ProgressLine(),
@@ -198,6 +201,7 @@ def train(arguments: argparse.Namespace) -> None:
         held_out=arguments.validation,
         config=config,
         weights=arguments.weights,
+        coarse=arguments.coarse,
         cache=arguments.cache,
         device=arguments.device,
         threads=arguments.threads,
@@ -230,7 +234,7 @@ def _training_files(arguments: argparse.Namespace, modality: str) -> tuple[Any, 
 TRAINING_OPTIONS = (
     'modality', 'field', 'grid', 'epochs', 'steps_per_epoch', 'batch_size', 'learning_rate',
     'learning_rate_step', 'warm_up', 'augmentation', 'dice_weight', 'eval_every', 'save_every',
-    'seed', 'precision',
+    'seed', 'precision', 'joint',
 )  # fmt: skip
 """Options that are values of a train config."""
 

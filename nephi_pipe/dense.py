@@ -11,6 +11,7 @@ import numpy as np
 from .geometry import Frame, Grid, apply_affine
 
 if TYPE_CHECKING:
+    from .composition import ComposedSide
     from .field.deformation import NePhiField
     from .field.lattice import FrameLattice, SplineLattice
 
@@ -82,12 +83,18 @@ class FieldSide:
         import torch
 
         points_mm = np.asarray(points_mm, dtype=float)
+        if not points_mm.size:
+            return np.zeros(points_mm.shape)
         points = torch.from_numpy(self.normalised(points_mm.reshape(-1, 3))).float()
         moved = self.field.displacement_in_chunks(points, self.inverted)
         return self.in_mm(moved.numpy()).reshape(points_mm.shape)
 
     def jacobian_determinant(self, points_mm: np.ndarray) -> np.ndarray:
         """det of the network's own derivative of ``x + u(x)`` at points (N, 3), shape (N,)."""
+        return self.field_determinant(points_mm)
+
+    def field_determinant(self, points_mm: np.ndarray) -> np.ndarray:
+        """The same, whatever else a map is composed of."""
         import torch
 
         points = torch.from_numpy(self.normalised(points_mm)).float()
@@ -106,6 +113,16 @@ class FieldSide:
         upper = np.clip(np.ceil(index.max(axis=0)), lower + 1, np.maximum(last, lower + 1))
         return lower.astype(int), upper.astype(int)
 
+    def frame_lattice(self, spacing_mm: float) -> FrameLattice:
+        """The map on a lattice along the axes of the frame."""
+        from .field.lattice import FrameLattice
+
+        return FrameLattice(self.field, spacing_mm / self.frame.scale_mm, self.inverted)
+
+    def displacement_from(self, lattice: FrameLattice, points_mm: np.ndarray) -> np.ndarray:
+        """u at points (N, 3) in mm, from such a lattice: fast, not exact."""
+        return self.in_mm(lattice.read(self.normalised(points_mm)))
+
 
 class DenseMap:
     """A map on whole grids, each filled from the coarsest spline lattice that is good enough.
@@ -118,7 +135,7 @@ class DenseMap:
         Where it is compared with the network: random voxels of a mask, bool of the grid's shape.
     """
 
-    def __init__(self, side: FieldSide, grid: Grid, mask: np.ndarray) -> None:
+    def __init__(self, side: FieldSide | ComposedSide, grid: Grid, mask: np.ndarray) -> None:
         self._side, self._grid, self._mask = side, grid, mask
         code_mm = side.code_spacing_mm / _NODES_BETWEEN
         fine = tuple(spacing for spacing in BASE_SPACINGS_MM if spacing <= code_mm)
@@ -151,8 +168,8 @@ class DenseMap:
 
     def displacement_near(self, points_mm: np.ndarray) -> np.ndarray:
         """u at points (N, 3) in mm, from the lattice along the frame's axes: fast, not exact."""
-        self._refine_base(self._bases[0])
-        return self._side.in_mm(self._frame_lattice.read(self._side.normalised(points_mm)))
+        self.refine_base(self._bases[0])
+        return self._side.displacement_from(self._frame_lattice, points_mm)
 
     def checked_points(self, grid: Grid) -> np.ndarray:
         """World positions (N, 3) of random voxels of ``grid`` inside the mask."""
@@ -172,7 +189,7 @@ class DenseMap:
         tolerance = LATTICE_TOLERANCE_VOXELS * float(grid.spacing.min())
         spacing = reach = LATTICE_SPACINGS_MM[0]
         for base_mm in self._bases:
-            self._refine_base(base_mm)
+            self.refine_base(base_mm)
             finer, reach = list(LATTICE_SPACINGS_MM), max(reach, spacing)
             while finer:
                 closer = next((one for one in finer if one <= reach), finer[-1])
@@ -193,13 +210,10 @@ class DenseMap:
         self._lattices = [*self._lattices[-1:], (grid, lattice)]
         return lattice
 
-    def _refine_base(self, spacing_mm: float) -> None:
+    def refine_base(self, spacing_mm: float) -> None:
         """Have nodes at least so close together in the lattice from which grids are filled."""
         if self._base_mm > spacing_mm:
-            from .field.lattice import FrameLattice
-
-            step = spacing_mm / self._side.frame.scale_mm
-            self._frame_lattice = FrameLattice(self._side.field, step, self._side.inverted)
+            self._frame_lattice = self._side.frame_lattice(spacing_mm)
             self._base_mm = spacing_mm
 
     def _build(self, grid: Grid, every: np.ndarray, exact: bool = False) -> SplineLattice:

@@ -16,9 +16,11 @@ from .transforms import DisplacementField, read_transform
 
 _FORMATS = {
     'nephi-field-1': 'the field of one registration',
+    'nephi-field-2': 'the field of one registration and its pre-alignment',
     'nephi-weights-1': 'trained weights',
     'nephi-training-2': 'a training that can go on',
 }
+_LONG = ('history', 'rows')
 _LONGEST = 200
 _DEEPEST = 12
 """Spaces before what is nested most; below it stays on one line."""
@@ -90,7 +92,7 @@ def _tensors(path: Path) -> Iterator[str]:
     for key, value in header.items():
         if key == 'affine':
             yield f'affine: {_affine(value)}'
-        elif key not in ('history', 'rows'):
+        elif key not in _LONG:
             yield f'{_cut(key)}: {_short(value)}'
 
 
@@ -108,7 +110,9 @@ def _short(value: Any, indent: str = '    ') -> str:
     if isinstance(value, dict) and len(indent) < _DEEPEST:
         inner = indent + '  '
         return ''.join(
-            f'\n{indent}{_cut(key)}: {_short(one, inner)}' for key, one in value.items()
+            f'\n{indent}{_cut(key)}: {_short(one, inner)}'
+            for key, one in value.items()
+            if key not in _LONG
         )
     return _cut(value)
 

@@ -62,7 +62,10 @@ class DisplacementField:
 
     def displacement(self, points: np.ndarray) -> np.ndarray:
         """Displacements in mm, float32, at ``points`` (..., 3) in mm."""
-        index = self.grid.to_index(points)
+        return self.displacement_at_index(self.grid.to_index(points))
+
+    def displacement_at_index(self, index: np.ndarray) -> np.ndarray:
+        """Displacements in mm, float32, at continuous indices (..., 3) of the lattice."""
         return np.stack([resample_array(part, index) for part in self._components], axis=-1)
 
     def map_points(self, points: np.ndarray) -> np.ndarray:

@@ -16,51 +16,40 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .base_file import packed_chain, read_affine_matrix, read_grid, unpacked_chain
 from .errors import InputDataError, NoInputError
 from .files import atomic
-from .geometry import Frame, Grid, flaw_of_grid, is_invertible
-from .image_file import MOST_VOXELS
+from .geometry import Frame, flaw_of_grid
 from .images import Image
+from .prealignment import PreAlignment
 from .tensor_file import read_tensors
 
 if TYPE_CHECKING:
     import torch
 
     from .field.deformation import NePhiField
+    from .prealignment import BaseMap
     from .result import Registration
 
 FORMAT = 'nephi-field-1'
+COMPOSED = 'nephi-field-2'
+"""With a pre-alignment."""
 
 HALF_TOLERANCE_MM = 0.02
 """Largest displacement error for which half precision is used."""
 
 _CHECKED = 2000
+_BASE = 'base.'
+"""What the names of a pre-alignment's tensors begin with."""
 
 
 def write_field(path: str | os.PathLike, registration: Registration) -> Path:
     """Write a registration atomically; see :func:`nephi_pipe.load_registration`."""
     from safetensors.torch import save
 
-    forward = registration.inverse if registration.inverted else registration
-    tensors = dict(forward.field.state_dict())
-    half = {name: value.half() if name != 'extent' else value for name, value in tensors.items()}
-    if _half_error_mm(forward, half) < HALF_TOLERANCE_MM:
-        tensors = half
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
-    for side in ('fixed', 'moving'):
-        tensors[f'{side}_mask'] = _packed(getattr(forward, f'{side}_mask').data)
-    header = {
-        'format': FORMAT,
-        'config': forward.field.config.as_dict(),
-        'frame': asdict(forward.frame),
-        'affine': forward.affine.tolist(),
-        'inverted': registration.inverted,
-        'history': forward.history,
-        'provenance': forward.provenance,
-    }
-    for side in ('fixed', 'moving'):
-        grid = getattr(forward, f'{side}_grid')
-        header[f'{side}_grid'] = {'shape': grid.shape, 'affine': grid.affine.tolist()}
+    header, tensors = _packed_registration(registration)
+    # What reads the first format alone must not take the field for the whole map.
+    header = {'format': FORMAT if registration.base is None else COMPOSED, **header}
     # Not save_file: the error of a full disk must come from Python to be understood.
     content = save(tensors, metadata={'nephi': json.dumps(header)})
     with atomic(path) as temporary:
@@ -80,7 +69,7 @@ def read_field(path: str | os.PathLike) -> Registration:
     """
     try:
         header, tensors = read_tensors(path, 'a field file')
-        if header['format'] != FORMAT:
+        if header['format'] not in (FORMAT, COMPOSED):
             raise ValueError(f'its format is {header["format"]}')
         return _restore(header, tensors)
     except (NoInputError, MemoryError):
@@ -92,21 +81,71 @@ def read_field(path: str | os.PathLike) -> Registration:
         ) from error
 
 
+def _packed_registration(registration: Registration) -> tuple[dict, dict]:
+    """Header and tensors of a registration, those of its pre-alignment within them."""
+    forward = registration.inverse if registration.inverted else registration
+    tensors = dict(forward.field.state_dict())
+    half = {name: value.half() if name != 'extent' else value for name, value in tensors.items()}
+    if _half_error_mm(forward, half) < HALF_TOLERANCE_MM:
+        tensors = half
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    for side in ('fixed', 'moving'):
+        tensors[f'{side}_mask'] = _packed(getattr(forward, f'{side}_mask').data)
+    header = {
+        'config': forward.field.config.as_dict(),
+        'frame': asdict(forward.frame),
+        'affine': forward.affine.tolist(),
+        'inverted': registration.inverted,
+        'history': forward.history,
+        'provenance': forward.provenance,
+    }
+    for side in ('fixed', 'moving'):
+        grid = getattr(forward, f'{side}_grid')
+        header[f'{side}_grid'] = {'shape': grid.shape, 'affine': grid.affine.tolist()}
+    if forward.base is not None:
+        header['base'], within = _packed_base(forward.base)
+        tensors |= {_BASE + name: value for name, value in within.items()}
+    return header, tensors
+
+
+def _packed_base(base: BaseMap) -> tuple[dict, dict]:
+    if isinstance(base, PreAlignment):
+        header, tensors = packed_chain(base, HALF_TOLERANCE_MM)
+        return {'kind': 'chain', 'inverted': base.inverted, **header}, tensors
+    header, tensors = _packed_registration(base)
+    return {'kind': 'field', **header}, tensors
+
+
+def _restored_base(header: dict, tensors: dict) -> BaseMap:
+    if header['kind'] == 'field':
+        return _restore(header, tensors)
+    if header['kind'] != 'chain' or type(header['inverted']) is not bool:
+        raise ValueError('its pre-alignment has no direction, or is of a kind that is not known')
+    chain = unpacked_chain(header, tensors)
+    return chain.inverse if header['inverted'] else chain
+
+
 def _restore(header: dict, tensors: dict) -> Registration:
     """The registration; any error where header and tensors do not make one."""
     from .result import Registration
 
-    fixed_grid, moving_grid = (_grid(header[f'{side}_grid']) for side in ('fixed', 'moving'))
+    fixed_grid, moving_grid = (read_grid(header[f'{side}_grid']) for side in ('fixed', 'moving'))
     masks = [
         Image(_unpacked(tensors.pop(f'{side}_mask'), grid.shape), grid)
         for side, grid in (('fixed', fixed_grid), ('moving', moving_grid))
     ]
-    affine = np.array(header['affine'], dtype=float)
-    if affine.shape != (4, 4) or not is_invertible(affine) or type(header['inverted']) is not bool:
-        raise ValueError('its affine cannot be used')
+    affine = read_affine_matrix(header['affine'])
+    if type(header['inverted']) is not bool:
+        raise ValueError('it has no direction')
     history, provenance = header['history'], header['provenance']
     if not isinstance(provenance, dict) or not all(isinstance(step, dict) for step in history):
         raise ValueError('it does not say how it was made')
+    base = None
+    within = [name for name in tensors if name.startswith(_BASE)]
+    within = {name.removeprefix(_BASE): tensors.pop(name) for name in within}
+    if within or 'base' in header:
+        base = _restored_base(header['base'], within)
+        affine = base.affine
     field = _field(header['config'], tensors)
     frame = _frame(header['frame'], field)
     forward = Registration(
@@ -118,19 +157,9 @@ def _restore(header: dict, tensors: dict) -> Registration:
         *masks,
         history=history,
         provenance=provenance,
+        base=base,
     )
     return forward.inverse if header['inverted'] else forward
-
-
-def _grid(found: dict) -> Grid:
-    shape, affine = found['shape'], np.array(found['affine'], dtype=float)
-    if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
-        raise ValueError(f'a grid has the shape {shape}')
-    if math.prod(shape) > MOST_VOXELS:
-        raise ValueError(f'a grid has the shape {shape}')
-    if flaw := flaw_of_grid(shape, affine):
-        raise ValueError(f'a grid has an affine that {flaw}')
-    return Grid(tuple(shape), affine)
 
 
 def _field(config: dict, tensors: dict) -> NePhiField:

@@ -68,6 +68,11 @@ def _mixed(ends: list, weights: tuple[float, float]):  # noqa: ANN202 - whatever
 def _check(first: Registration, second: Registration, share: float) -> None:
     import torch
 
+    if first.base is not None or second.base is not None:
+        raise UsageError(
+            'One of the two registrations has a pre-alignment, which no code stands for; expected '
+            'two fields after an affine.'
+        )
     if not 0 <= share <= 1:
         raise UsageError(f'The share is {share:g}; expected a number from 0 to 1.')
     fields = first.field, second.field

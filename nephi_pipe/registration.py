@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +13,19 @@ import numpy as np
 
 from .ct import mend_ct
 from .errors import InputDataError, UsageError
-from .geometry import apply_affine, is_invertible
 from .images import Image, check_same_grid, load_image, load_mask
+from .initial import FilePaths, InitialTransform, listed, start_of
 from .lung_sides import lungs_of_pair
 from .presets import Preset, preset
 from .result import Registration, load_registration
+from .stages import StagedPair
 from .threads import torch_threads
 from .weights import SHIPPED, chosen_weights
 
 if TYPE_CHECKING:
     from .field.model import NePhiModel
     from .learning.optimise import Progress
+    from .learning.settings import OptimisationSettings
     from .presets.preparation import Prepared
 
 __all__ = ['Registration', 'load_registration', 'register']
@@ -31,11 +33,6 @@ __all__ = ['Registration', 'load_registration', 'register']
 logger = logging.getLogger(__name__)
 
 ImageLike = Image | str | os.PathLike
-
-REPAIR_ROUNDS = 5
-"""How often optimisation goes on where folds were found (issue: at most five rounds)."""
-
-REPAIR_STEPS = 20
 
 
 def register(
@@ -46,10 +43,11 @@ def register(
     moving_mask: ImageLike | None = None,
     exclude_mask: ImageLike | None = None,
     modality: str = 'brain',
-    weights: str | os.PathLike = 'default',
+    weights: FilePaths = 'default',
     steps: int | None = None,
     affine: bool = True,
-    initial_transform: str | os.PathLike | np.ndarray | None = None,
+    initial_transform: InitialTransform | None = None,
+    initial_inverse: FilePaths | None = None,
     device: str = 'cpu',
     threads: int | None = None,
     seed: int = 0,
@@ -72,13 +70,22 @@ def register(
         'brain', 'lung' or 'other': preparation, similarity and settings.
     weights
         A checkpoint, 'none' (a fresh field), or 'default': the shipped ones for up to 100 steps,
-        where there are any, else a fresh field.
+        where there are any, else a fresh field. Several checkpoints, coarse to fine, predict stage
+        by stage, each on the moving image that the stages before have warped; a checkpoint may
+        also bring its coarse stages along, and 'none' may stand last, for a fresh field. Only the
+        last stage is optimised.
     steps
         Steps of instance optimisation; None for the preset's number, 0 for the forward pass only.
     affine
         Estimate an affine transform first. Otherwise start from the initial one, or the identity.
     initial_transform
-        4x4 matrix (fixed mm to moving mm, RAS+) or an ITK file with an affine; none is estimated.
+        Where to start from; no affine is estimated then. An affine: a 4x4 matrix (fixed mm to
+        moving mm, RAS+) or ITK's file. Or a non-linear pre-alignment that stays as it is and
+        follows the field, ``phi = pre o field``: another registration, its field file, or ITK's
+        files, listed from the fixed to the moving image. It must not fold in the fixed mask.
+    initial_inverse
+        The way back of displacement fields, listed from the moving to the fixed image; inverted
+        point by point when None.
     device
         'cpu', 'cuda' or 'cuda:N'.
     threads
@@ -109,7 +116,7 @@ def register(
     # Those that ship are no tiny network.
     weights = 'none' if sloppy and weights == 'default' else weights
     weights = chosen_weights(weights, modality, steps)
-    model = _model(weights, modality)
+    *coarse, model = _models(weights, modality)
     if steps == 0 and model is None:
         raise UsageError(
             'Zero steps without weights would be the affine alone; expected weights or at least '
@@ -125,25 +132,33 @@ def register(
             prepare(image, mask and mask.data, out, chosen)
             for image, mask, out in zip((fixed, moving), masks, excluded, strict=True)
         ]
-        matrix = _affine(*prepared, affine, initial_transform, seed)
-        estimated = affine and initial_transform is None
+        outline = Image(prepared[0].outline, prepared[0].grid)
+        matrix, base = start_of(initial_transform, initial_inverse, outline)
+        pre_aligned = base is not None
+        estimated = affine and matrix is None
+        if matrix is None:
+            matrix = _affine(*prepared, seed) if affine else np.eye(4)
         seconds = {'affine': time.monotonic() - started} if estimated else {}
-        registration = _fresh(prepared, fixed, moving, matrix, chosen, model, seed, device)
-        if model is not None:
-            model.predict_into(registration.field, prepared, registration.frame, matrix)
-        settings = chosen.settings(model is not None)
-        if steps is None:
-            # Thick slices still show what is fine within them.
-            finest = [float(image.grid.spacing.min()) for image in (fixed, moving)]
-            settings = settings.for_voxels(max(finest))
-        settings = settings.with_steps(steps)
+        pair = StagedPair((fixed, moving), prepared, matrix, chosen, seed, device)
+        settings = _settings(chosen, model, steps, fixed, moving)
+        for one in coarse:
+            stage = pair.stage(one, base)
+            if settings.steps:
+                stage.repair(settings, threads, progress)
+            base = stage.found
+            base.field.to('cpu')
+        stage = pair.stage(model, base)
         if settings.steps:
-            _optimise(registration, prepared, settings, seed, threads, device, progress)
+            stage.optimise(settings, threads, progress)
+        registration = stage.found
         seconds['total'] = time.monotonic() - started
     registration.field.to('cpu')
     registration.provenance = _provenance(
         modality, _name_of(weights), settings.steps, seed, device, threads, seconds
     )
+    if pre_aligned and isinstance(initial_transform, str | os.PathLike | Sequence):
+        names = [os.fspath(path) for path in listed(initial_transform)]
+        registration.provenance['initial_transform'] = names
     return registration
 
 
@@ -185,10 +200,23 @@ def _excluded(
     return sides
 
 
-def _model(weights: str | os.PathLike | None, modality: str) -> NePhiModel | None:
-    """The trained network to start from, or None for a fresh field."""
+def _models(weights: FilePaths | None, modality: str) -> list[NePhiModel | None]:
+    """The trained networks to start from, coarse to fine; None for a fresh field."""
     if weights is None:
-        return None
+        return [None]
+    if isinstance(weights, str | os.PathLike):
+        return [*_model(weights, modality).stages]
+    *coarse, last = weights or ['none']
+    if {*coarse, last} & {'default'} or 'none' in coarse or (last == 'none' and not coarse):
+        raise UsageError(
+            f'The weights of {len(weights)} stages hold no file for each; expected checkpoints, '
+            'coarse to fine, of which the last may be "none".'
+        )
+    files = [*coarse, None if last == 'none' else last]
+    return [stage for one in files for stage in _models(one, modality)]
+
+
+def _model(weights: str | os.PathLike, modality: str) -> NePhiModel:
     from .training.checkpoint import load_model
 
     model = load_model(weights).float()
@@ -220,28 +248,7 @@ def _check_device(device: str) -> None:
         )
 
 
-def _affine(
-    fixed: Prepared,
-    moving: Prepared,
-    estimate: bool,
-    initial: str | os.PathLike | np.ndarray | None,
-    seed: int,
-) -> np.ndarray:
-    if isinstance(initial, np.ndarray):
-        matrix = np.array(initial, dtype=float)
-        if matrix.shape != (4, 4) or not is_invertible(matrix):
-            raise UsageError(
-                f'The initial transform is an array of shape {matrix.shape} that is no '
-                'invertible affine; expected a finite 4x4 matrix, fixed mm to moving mm. Check '
-                'how it is made.'
-            )
-        return matrix
-    if initial is not None:
-        from .transforms import read_affine
-
-        return read_affine(initial)
-    if not estimate:
-        return np.eye(4)
+def _affine(fixed: Prepared, moving: Prepared, seed: int) -> np.ndarray:
     from .learning.affine import estimate_affine
 
     return estimate_affine(
@@ -257,104 +264,24 @@ def _affine(
     )
 
 
-def _fresh(
-    prepared: list[Prepared],
-    fixed: Image,
-    moving: Image,
-    affine: np.ndarray,
-    chosen: Preset,
-    model: NePhiModel | None,
-    seed: int,
-    device: str,
-) -> Registration:
-    import torch
-
-    from .field.deformation import NePhiField
-    from .presets.preparation import frame_of
-
-    _check_overlap(prepared, affine, fixed, moving)
-    frame, extent = frame_of(*prepared, affine, chosen.margin_mm)
-    config = chosen.field
-    if model is not None:
-        frame, extent = model.frame_for(frame, extent)
-        config = model.config.field
-    generator = torch.Generator().manual_seed(seed)
-    field = NePhiField(config, generator, extent).to(device)
-    masks = [Image(side.outline, side.grid) for side in prepared]
-    return Registration(field, frame, affine, fixed.grid, moving.grid, *masks)
+def _settings(
+    chosen: Preset, model: NePhiModel | None, steps: int | None, fixed: Image, moving: Image
+) -> OptimisationSettings:
+    """Those of the instance optimisation of a pair."""
+    settings = chosen.settings(model is not None)
+    if steps is None:
+        # Thick slices still show what is fine within them.
+        finest = [float(image.grid.spacing.min()) for image in (fixed, moving)]
+        settings = settings.for_voxels(max(finest))
+    return settings.with_steps(steps)
 
 
-def _check_overlap(prepared, affine: np.ndarray, fixed: Image, moving: Image) -> None:
-    points = apply_affine(affine, prepared[0].mask_points())
-    index = np.rint(prepared[1].grid.to_index(points)).astype(int)
-    inside = ((index >= 0) & (index < prepared[1].grid.shape)).all(axis=1)
-    overlap = prepared[1].mask[tuple(index[inside].T)].sum() / len(points)
-    if overlap < 0.05:
-        raise InputDataError(
-            f'After the initial alignment {fixed.name} and {moving.name} hardly overlap '
-            f'({100 * overlap:.0f} % of the fixed mask); expected images of the same organ. Check '
-            'masks and initial transform, or let the affine be estimated.'
-        )
-
-
-def _optimise(
-    registration: Registration,
-    prepared: list[Prepared],
-    settings,
-    seed: int,
-    threads: int,
-    device: str,
-    progress: Callable[[Progress], None] | None,
-) -> None:
-    """Optimise, then look for folds and go on where there are any, at most five rounds."""
-    from dataclasses import replace
-
-    import torch
-
-    from .learning.optimise import optimise
-    from .presets.preparation import pair_builder
-
-    frame = registration.frame
-    builder = pair_builder(*prepared, registration.affine, frame, settings, device)
-
-    def run(chosen, number: int, watch) -> None:
-        history = optimise(
-            registration.field,
-            builder,
-            chosen,
-            frame.scale_mm,
-            seed=seed + number,
-            threads=threads,
-            progress=progress,
-            watch=watch,
-        )
-        registration.history += [entry.as_dict() for entry in history]
-        registration.forget_lattices()
-
-    run(settings, 0, None)
-    repair = replace(
-        settings,
-        levels=settings.levels[-2:][:1],
-        steps=REPAIR_STEPS,
-        network_rate=0.2 * settings.network_rate,
-        code_rate=0.2 * settings.code_rate,
-        barrier_weight=30 * settings.barrier_weight,
-    )
-    for number in range(1, REPAIR_ROUNDS + 1):
-        # Maps are looked at on the processor.
-        registration.field.to('cpu')
-        points = registration.folded_points(seed)
-        registration.field.to(device)
-        if not len(points):
-            return
-        logger.info('Round %d: the map folds at %d points; going on there.', number, len(points))
-        run(repair, number, torch.from_numpy(points).float().to(device))
-
-
-def _name_of(weights: str | os.PathLike | None) -> str:
+def _name_of(weights: FilePaths | None) -> str:
     """Of weights in a record: those that ship lie elsewhere on each machine."""
     if weights is None:
         return 'none'
+    if not isinstance(weights, str | os.PathLike):
+        return ', '.join(map(_name_of, weights))
     path = Path(weights)
     return f'shipped, {path.name}' if path.parent == SHIPPED else os.fspath(weights)
 

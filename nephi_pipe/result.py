@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .composition import ComposedSide
 from .dense import DenseMap, FieldSide
 from .displacement import DisplacementField, sample_field
 from .fold_search import lowest_determinants
@@ -18,6 +19,7 @@ from .transforms import Transform, resample, write_transform
 
 if TYPE_CHECKING:
     from .field.deformation import NePhiField
+    from .prealignment import BaseMap
 
 EXACT_POINTS = 50_000
 """Random mask points at which the network's own Jacobian is taken."""
@@ -35,10 +37,15 @@ class Registration:
     ``phi(x) = A (x + u(x))`` takes fixed points to moving points, RAS+ mm, and resamples the
     moving image onto the fixed grid. :attr:`inverse` is the same object for the other way.
 
+    With a pre-alignment, ``phi(x) = base(x + n(x))`` with n the field's displacement. A is then
+    the base's affine part, and u everything beside it, ``u(x) = A^-1 phi(x) - x``.
+
     Attributes
     ----------
     affine
         A, 4x4, fixed mm to moving mm.
+    base
+        What comes after the field forwards, and before it on the way back; None where that is A.
     fixed_grid, moving_grid
         The images' grids.
     fixed_mask, moving_mask
@@ -62,15 +69,17 @@ class Registration:
         inverted: bool = False,
         history: list[dict] | None = None,
         provenance: dict | None = None,
+        base: BaseMap | None = None,
     ) -> None:
-        self.field, self.frame = field, frame
+        self.field, self.frame, self.base = field, frame, base
         self.affine = np.asarray(affine, dtype=float)
         self.fixed_grid, self.moving_grid = fixed_grid, moving_grid
         self.fixed_mask, self.moving_mask = fixed_mask, moving_mask
         self.inverted = inverted
         # This side's world to the world of the frame, which is the forward fixed one.
-        to_frame = self.affine if inverted else np.eye(4)
-        self._side = FieldSide(field, frame, to_frame, inverted)
+        to_frame = self.affine if inverted and base is None else np.eye(4)
+        side = FieldSide(field, frame, to_frame, inverted)
+        self._side = side if base is None else ComposedSide(side, base)
         self._dense = DenseMap(self._side, fixed_grid, fixed_mask.data)
         self.history = [] if history is None else history
         self.provenance = provenance or {}
@@ -89,12 +98,13 @@ class Registration:
             inverted=not self.inverted,
             history=self.history,
             provenance=self.provenance,
+            base=self.base and self.base.inverse,
         )
         other.__dict__['inverse'] = self
         return other
 
     def displacement_at(self, points_mm: np.ndarray) -> np.ndarray:
-        """u at points (..., 3) in mm, from the network itself; float64 mm of the same shape."""
+        """u at points (..., 3) in mm, from the maps themselves; float64 mm of the same shape."""
         return self._side.displacement_at(points_mm)
 
     def warp_points(self, points_mm: np.ndarray) -> np.ndarray:
@@ -103,10 +113,20 @@ class Registration:
 
     map_points = warp_points
 
+    def warp_points_near(self, points_mm: np.ndarray) -> np.ndarray:
+        """The same for many points (..., 3): networks are read from a lattice, nearly exact."""
+        near = self._dense.displacement_near(points_mm.reshape(-1, 3))
+        return apply_affine(self.affine, points_mm + near.reshape(points_mm.shape))
+
+    def read_from(self, spacing_mm: float) -> None:
+        """Have :meth:`warp_points_near` read from nodes at least so close together, mm."""
+        self._dense.refine_base(spacing_mm)
+
     def exact_jacobian_determinant(self, points_mm: np.ndarray, total: bool = False) -> np.ndarray:
         """det of the network's own derivative of ``x + u(x)`` at points (N, 3), shape (N,).
 
-        With ``total`` of phi, its affine included.
+        With ``total`` of phi, its affine included. After a field the base has its own determinant
+        at the moved point; both are multiplied.
         """
         determinant = self._side.jacobian_determinant(points_mm)
         return determinant * self._affine_determinant if total else determinant
@@ -189,11 +209,11 @@ class Registration:
         return scores
 
     def folded_points(self, seed: int = 0) -> np.ndarray:
-        """Normalised points (N, 3) of either direction where the map folds or is about to."""
+        """Normalised points (N, 3) of either direction where the field folds or is about to."""
         found = []
         for direction in (self, self.inverse):
             points, determinants = lowest_determinants(
-                direction.exact_jacobian_determinant,
+                direction._side.field_determinant,
                 direction.fixed_grid,
                 direction.fixed_mask.data,
                 seed,

@@ -12,7 +12,7 @@ import torch
 from data import make_grid
 from registration_runs import SETTINGS, known_pair, make_tiny, quickly
 
-from nephi_pipe import load_registration, registration
+from nephi_pipe import load_registration, registration, stages
 from nephi_pipe.errors import InputDataError, NoInputError, StorageError, UsageError
 from nephi_pipe.geometry import Grid, apply_affine
 from nephi_pipe.images import Image, foreground, save_image
@@ -328,15 +328,14 @@ def test_folds_are_repaired_and_what_remains_is_reported(pair, monkeypatch):
 
     result = crumpled(pair)
     before = len(result.folded_points())
-    monkeypatch.setattr(registration, 'REPAIR_STEPS', 6)
+    monkeypatch.setattr(stages, 'REPAIR_STEPS', 6)
     chosen = registration.preset('brain')
     prepared = [prepare(image, None, None, chosen) for image in (pair.fixed, pair.moving)]
     result.history = []
-    registration._optimise(
-        result, prepared, replace(chosen.optimisation, steps=1), 0, 1, 'cpu', None
-    )
+    stage = stages.Stage(result, prepared)
+    stage.optimise(replace(chosen.optimisation, steps=1), 1, None)
     rounds = (len(result.history) - 1) / 6
-    assert 1 <= rounds <= registration.REPAIR_ROUNDS and rounds == int(rounds)
+    assert 1 <= rounds <= stages.REPAIR_ROUNDS and rounds == int(rounds)
     after = len(result.folded_points())
     assert after < 0.1 * before
     saved, _ = result.stored_transform(3.0)

@@ -54,20 +54,26 @@ class ModelConfig:
         Millimetres of one normalised unit: half the side of the cube that the encoder sees.
     modality
         Name of the preset by which the images were prepared.
+    coarse
+        The stage whose map warps the moving image before this one sees it, of the same scale;
+        None where this is the only one.
     """
 
     field: FieldConfig
     encoder: EncoderConfig
     scale_mm: float
     modality: str = 'other'
+    coarse: ModelConfig | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
+        coarse = {} if self.coarse is None else {'coarse': self.coarse.as_dict()}
         return {
             'field': self.field.as_dict(),
             'encoder': self.encoder.as_dict(),
             'scale_mm': self.scale_mm,
             'modality': self.modality,
+            **coarse,
         }
 
     @classmethod
@@ -77,7 +83,10 @@ class ModelConfig:
         if not 0 < scale_mm <= MOST_MM or not isinstance(modality, str):
             raise ValueError(f'a scale of {scale_mm} mm, the modality {modality!r}')
         field, encoder = FieldConfig(**values['field']), EncoderConfig(**values['encoder'])
-        return cls(field, encoder, scale_mm, modality)
+        coarse = cls.from_dict(values['coarse']) if 'coarse' in values else None
+        if coarse is not None and coarse.scale_mm != scale_mm:
+            raise ValueError(f'scales of {coarse.scale_mm} and {scale_mm} mm in two stages')
+        return cls(field, encoder, scale_mm, modality, coarse)
 
 
 class NePhiModel(nn.Module):
@@ -106,6 +115,12 @@ class NePhiModel(nn.Module):
         self.encoder = Encoder(config.field, config.encoder, generator)
         self.register_buffer('frequencies', draw_frequencies(config.field, generator))
         self.networks = nn.ModuleList(ModulatedSiren(config.field, generator) for _ in range(2))
+        self.coarse = None if config.coarse is None else NePhiModel(config.coarse, generator)
+
+    @property
+    def stages(self) -> list[NePhiModel]:
+        """The models that predict one after the other, coarse to fine; this one comes last."""
+        return [*([] if self.coarse is None else self.coarse.stages), self]
 
     def frame_for(self, frame: Frame, extent: Sequence[float]) -> tuple[Frame, list[float]]:
         """The model's own frame for a pair of which one that fits is given, and its extents.
@@ -147,7 +162,7 @@ class NePhiModel(nn.Module):
         """
         global_codes, local_codes = self.encoder(images)
         if self.config.field.code_skip:
-            local_codes = _smoothed(local_codes)
+            local_codes = smoothed(local_codes)
         return self.fields(global_codes, local_codes, extents)
 
     def fields(
@@ -173,8 +188,8 @@ class NePhiModel(nn.Module):
         field.code.local_code.copy_(found.code.local_code)
 
 
-def _smoothed(code: Tensor) -> Tensor:
-    """Local codes (B, S, ..., S, C) with a share of the neighbours along each axis."""
+def smoothed(code: Tensor) -> Tensor:
+    """Predicted local codes (B, S, ..., S, C) with a share of the neighbours along each axis."""
     for axis, count in enumerate(code.shape[1:-1], start=1):
         nodes = torch.arange(count, device=code.device)
         sides = ((nodes - 1).clamp_min(0), (nodes + 1).clamp_max(count - 1))

@@ -119,7 +119,12 @@ class TransformInputSpec(BaseInterfaceInputSpec):
 
 class NePhiInferInputSpec(PairInputSpec, TransformInputSpec):
     initial_transform = File(
-        exists=True, desc='affine to start from, fixed to moving; the identity without one'
+        exists=True,
+        desc='transform to start from, fixed to moving; the identity without one. An affine, or a '
+        'non-linear pre-alignment that is composed with what is found',
+    )
+    initial_inverse = File(
+        exists=True, desc='the way back of a displacement field; inverted here without one'
     )
     weights = traits.Str(
         'default', usedefault=True, desc='"default", "none" or a checkpoint (.safetensors)'
@@ -213,6 +218,7 @@ class NePhiOptimize(SimpleInterface):
                 steps=self._steps(),
                 affine=False,
                 initial_transform=given(inputs.initial_transform),
+                initial_inverse=given(inputs.initial_inverse),
                 device=inputs.device,
                 seed=inputs.seed,
                 sloppy=inputs.sloppy,

@@ -18,7 +18,7 @@ from nipype.interfaces.base import (
 from .common import given
 from .register import MODALITIES
 
-FILES = ('masks', 'labels', 'held_out', 'weights', 'cache', 'device')
+FILES = ('masks', 'labels', 'held_out', 'weights', 'coarse', 'cache', 'device')
 """Inputs that go to the training under the same name."""
 
 SETTINGS = (
@@ -35,6 +35,7 @@ SETTINGS = (
     'eval_every',
     'save_every',
     'seed',
+    'joint',
 )
 """Inputs that are values of a train config, and stand above the config that is given."""
 
@@ -53,6 +54,10 @@ class NePhiTrainInputSpec(BaseInterfaceInputSpec):
     config = File(exists=True, desc='train config (TOML), such as each training writes')
     preset = traits.Enum('lung-single-res', xor=['config'], desc='a published training')
     weights = File(exists=True, desc='weights to start from, with a fresh optimiser')
+    coarse = File(
+        exists=True, desc='weights of a coarse stage, whose maps warp the moving images first'
+    )
+    joint = traits.Bool(desc='train the coarse stage too')
     cache = Directory(
         nohash=True, desc='prepared images, which trainings may share (default: the node folder)'
     )

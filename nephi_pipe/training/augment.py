@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,20 @@ _WARP_NODES = (5, 9)
 
 _CONTRACTION = 0.5
 _PROBES = 1000
+
+
+class PointWarp(Protocol):
+    """A map of normalised points, and about its inverse."""
+
+    @property
+    def nodes(self) -> int:
+        """Nodes along an axis between which the map is smooth enough for an encoder."""
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Where points (N, 3) go."""
+
+    def back(self, points: Tensor) -> Tensor:
+        """About where points (N, 3) come from."""
 
 
 def shared_turn(
@@ -82,6 +97,8 @@ class Warp:
 
     coefficients: Tensor
     steps: int
+
+    nodes: ClassVar[int] = 21
 
     @classmethod
     def random(cls, largest: float, extent: Sequence[float], generator: torch.Generator) -> Warp:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,16 @@ class Batch:
         The fixed and the moving subjects, (2, B).
     poses
         For both, normalised points of the frame to those of the stack, (2, B, 3, 4).
+    at
+        What earlier stages found: the moving images are seen through these samplings, one after
+        the other, each grid_sample's coordinates (B, X, Y, Z, 3).
     """
 
     stack: Stack
     scale_mm: float
     indices: Tensor
     poses: Tensor
+    at: tuple[Tensor, ...] = ()
 
     @classmethod
     def draw(
@@ -56,15 +60,41 @@ class Batch:
 
     def volumes(self, side: int) -> Tensor:
         """Intensity and weight of the fixed (0) or moving (1) images, (B, 2, X, Y, Z)."""
-        return self.stack.images[self.indices[side]].float()
+        return self._seen(self.stack.images[self.indices[side]].float(), side)
 
     def one_hot(self, side: int) -> Tensor:
         """A channel for each label but background, (B, K, X, Y, Z)."""
         numbers = self.stack.labels[self.indices[side]]
         classes = torch.arange(1, self.stack.classes + 1, device=numbers.device)
-        return (numbers[:, None] == classes.view(-1, 1, 1, 1)).to(
+        hot = (numbers[:, None] == classes.view(-1, 1, 1, 1)).to(
             torch.half if numbers.is_cuda else torch.float
         )
+        return self._seen(hot, side)
+
+    @property
+    def axes(self) -> list[Tensor]:
+        """Normalised coordinates of the stack's voxels about the frame's origin."""
+        halves = self.stack.half_mm / self.scale_mm
+        shape = self.stack.images.shape[2:]
+        return [
+            torch.linspace(-half, half, count, device=self.poses.device)
+            for half, count in zip(halves.tolist(), shape, strict=True)
+        ]
+
+    def warped(self, displacement: Tensor) -> Batch:
+        """The same with the moving images seen through a map of the frame.
+
+        They then lie on the stack's voxels about the frame's origin, in no pose.
+
+        Parameters
+        ----------
+        displacement
+            Of the map at these voxels, normalised, (B, X, Y, Z, 3).
+        """
+        nodes = torch.stack(torch.meshgrid(*self.axes, indexing='ij'), dim=-1) + displacement
+        at = self._in_stack([nodes[..., axis, None] for axis in range(3)], 1)
+        still = torch.eye(3, 4).to(self.poses).expand_as(self.poses[1])
+        return replace(self, poses=torch.stack([self.poses[0], still]), at=(*self.at, at))
 
     def read(self, volumes: Tensor, points: Tensor, side: int) -> Tensor:
         """Channels (B, C, ...) of ``volumes`` at normalised points (B, ..., 3), zero outside."""
@@ -90,6 +120,12 @@ class Batch:
             for side, volume in enumerate(volumes)
         ]
         return _contrasts(torch.cat(found, dim=1), augmentation, generator)
+
+    def _seen(self, volumes: Tensor, side: int) -> Tensor:
+        """Volumes of a side, those of the moving one through what earlier stages found."""
+        for at in self.at if side else ():
+            volumes = F.grid_sample(volumes, at.to(volumes.dtype), align_corners=True)
+        return volumes
 
     def _in_stack(self, coordinates: list[Tensor], side: int) -> Tensor:
         """grid_sample's coordinates (B, ..., 3) of normalised x, y and z, each (..., 1).

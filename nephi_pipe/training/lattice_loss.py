@@ -7,11 +7,13 @@ bending energy can be had, and nothing loops over pairs or points.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ..field.deformation import NePhiField
-from ..field.interpolate import read_grid, read_grid_with_gradient, separable
+from ..field.interpolate import cubic_weights, read_grid, read_grid_with_gradient, separable
 from ..field.model import NePhiModel
 from ..field.siren import fourier_features
 from ..learning.optimise import BENDING_LENGTH_MM, GLOBAL_SHARE
@@ -20,6 +22,7 @@ from ..learning.sampling import Lattice
 from ..learning.settings import OptimisationSettings
 from ..learning.similarity import gaussian_windows, global_ncc_loss, windowed_ncc_loss
 from .batch import Batch
+from .coarse_stage import codes_of, is_trained
 from .config import TrainingConfig
 
 
@@ -54,6 +57,17 @@ class FieldBatch(NePhiField):
         _, code = self._pairs(len(local))
         found = self.networks[int(inverse)](features.repeat(pairs, 1), local, code)
         return found.view(pairs, *lattice.node_shape, len(sizes)).movedim(0, -2).flatten(-2)
+
+    def on_axes(self, axes: Sequence[Tensor], step: float) -> Tensor:
+        """Displacement at a mesh of coordinates about 0, by a lattice: (pairs, X, Y, Z, 3)."""
+        extent = torch.stack([axis.abs().max() for axis in axes]).cpu()
+        lattice = Lattice.around(extent, torch.zeros(len(axes)), step, 1)
+        matrices = [
+            cubic_weights((axis.cpu() - nodes[0]) / step, len(nodes)).to(self.frequencies)
+            for axis, nodes in zip(axes, lattice.nodes, strict=True)
+        ]
+        fine = separable(self.on_lattice(lattice, inverse=False), matrices)
+        return fine.view(*fine.shape[:3], -1, 3).movedim(-2, 0)
 
     def prior(self) -> Tensor:
         """Mean latent prior of the pairs (NePhi, L_prior)."""
@@ -93,34 +107,54 @@ class LatticeLosses(nn.Module):
         self.model, self.config, self.settings, self.extent = model, config, settings, extent
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss to be minimised, and its parts."""
+        """The loss to be minimised, of all stages that are trained, and the last one's parts."""
         loss, device = self.config.loss, self.model.frequencies.device
         seed = int(torch.randint(2**62, (1,), generator=generator))
         there = torch.Generator(device).manual_seed(seed)
-        volumes = batch.volumes(0), batch.volumes(1)
-        augmentation = self.config.augmentation
-        with torch.autocast(device.type, enabled=False):
-            cubes = batch.cubes(volumes, self.config.encoder.grid, augmentation, there)
-        codes = self.model.encoder(cubes)
         step = loss.node_mm / batch.scale_mm
         lattice = Lattice.draw(self.extent, step, loss.node_ratio, generator)
-        with torch.autocast(device.type, enabled=False):
-            field = FieldBatch(self.model, *(code.float() for code in codes))
-            parts = self._parts(field, batch, volumes, lattice, there)
+        total: Tensor | float = 0.0
+        for stage in self.model.stages:
+            trained = stage is self.model or is_trained(stage)
+            volumes = batch.volumes(0), batch.volumes(1)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+                field = self._field(stage, batch, volumes, there)
+                with torch.autocast(device.type, enabled=False):
+                    if trained:
+                        parts = self._parts(field, batch, volumes, lattice, there)
+                        parts = {'loss': self._weighted(parts), **parts}
+                        total = total + parts['loss']
+                    if stage is not self.model:
+                        batch = batch.warped(field.on_axes(batch.axes, step))
+        parts.pop('weighted_regularity')
+        row = dict(zip(parts, torch.stack([*parts.values()]).tolist(), strict=True))
+        if 'dice_loss' in row:
+            row['dice_after'] = 1 - row['dice_loss']
+        return total, row
+
+    def _field(
+        self,
+        stage: NePhiModel,
+        batch: Batch,
+        volumes: tuple[Tensor, Tensor],
+        generator: torch.Generator,
+    ) -> FieldBatch:
+        """What one stage predicts."""
+        size, augmentation = stage.config.encoder.grid, self.config.augmentation
+        with torch.autocast(stage.frequencies.device.type, enabled=False):
+            cubes = batch.cubes(volumes, size, augmentation, generator)
+        return FieldBatch(stage, *codes_of(stage, cubes))
+
+    def _weighted(self, parts: dict[str, Tensor]) -> Tensor:
+        """The loss as a whole."""
         weights = {
             'similarity': 1.0,
             'weighted_regularity': 1.0,
             'bending': self.settings.bending_weight,
             'prior': self.settings.prior_weight,
-            'dice_loss': loss.dice_weight,
+            'dice_loss': self.config.loss.dice_weight,
         }
-        total = sum(weights[name] * value for name, value in parts.items() if name in weights)
-        parts.pop('weighted_regularity')
-        names, values = zip(*({'loss': total} | parts).items(), strict=True)
-        row = dict(zip(names, torch.stack(values).tolist(), strict=True))
-        if 'dice_loss' in row:
-            row['dice_after'] = 1 - row['dice_loss']
-        return total, row
+        return sum(weights[name] * value for name, value in parts.items() if name in weights)
 
     def _parts(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..field.model import ModelConfig, NePhiModel
 from ..learning.optimise import Progress
 from ..presets import Preset
 from .batch import Batch
+from .coarse_stage import is_trained, predict_stages
 from .config import TrainingConfig
 from .lattice_loss import LatticeLosses
 from .loss import dice_loss, pair_losses, supervised_loss
@@ -64,21 +65,22 @@ class PairLosses(nn.Module):
     def forward(
         self, pairs: Sequence[TrainingPair], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss to be minimised, and the means of its parts over the batch."""
-        device = self.model.frequencies.device
-        size, augmentation = self.config.encoder.grid, self.config.augmentation
-        cubes = [pair.cubes(size, str(device), augmentation, generator) for pair in pairs]
-        codes = self.model.encoder(torch.stack(cubes))
-        with torch.autocast(device.type, enabled=False):
-            global_codes, local_codes = (code.float() for code in codes)
-            extents = [pair.extent for pair in pairs]
-            fields = self.model.fields(global_codes, local_codes, extents)
-            found = [
-                self._of_pair(pair, field, generator)
-                for pair, field in zip(pairs, fields, strict=True)
-            ]
-        total = torch.stack([losses.pop('total') for losses in found]).mean()
-        return total, _means(found)
+        """The loss to be minimised, and the means of its parts over the batch.
+
+        Of all stages that are trained the loss, of the last one its parts.
+        """
+        augmentation = self.config.augmentation
+        totals = []
+        for stage in predict_stages(self.model, pairs, augmentation, generator):
+            if stage.model is not self.model and not is_trained(stage.model):
+                continue
+            with torch.autocast(self.model.frequencies.device.type, enabled=False):
+                found = [
+                    self._of_pair(pair, field, generator)
+                    for pair, field in zip(stage.pairs, stage.fields, strict=True)
+                ]
+            totals.append(torch.stack([losses.pop('total') for losses in found]).mean())
+        return torch.stack(totals).sum(), _means(found)
 
     def _of_pair(
         self, pair: TrainingPair, field: Any, generator: torch.Generator
@@ -89,7 +91,8 @@ class PairLosses(nn.Module):
         total = losses['loss']
         if pair.warp is not None and loss.supervision_weight:
             few = points[0][:_SUPERVISED]
-            losses['supervised'] = supervised_loss(field, pair.warp, few)
+            known = supervised_loss(field, pair.warp, few, pair.moving_warp)
+            losses['supervised'] = known
             total = total + loss.supervision_weight * losses['supervised']
         if pair.labelled and loss.dice_weight:
             losses['dice_loss'] = dice_loss(field, pair.label_volumes(device), points)
@@ -125,8 +128,10 @@ class TrainingRun:
         Accelerate's, for the device.
     start
         Weights to start from.
+    coarse
+        The first stage, of weights that are new otherwise.
     started_from
-        What these are, for the records.
+        Checksums of the files of these, by name.
     """
 
     def __init__(
@@ -140,20 +145,27 @@ class TrainingRun:
         chosen: Preset,
         accelerator: Any,
         start: NePhiModel | None = None,
-        started_from: str = '',
+        coarse: NePhiModel | None = None,
+        started_from: Mapping[str, str] | None = None,
     ) -> None:
         self.config, self.subjects, self.accelerator = config, subjects, accelerator
         self.chosen = replace(chosen, optimisation=config.loss.for_points(chosen.optimisation))
         self.model = start or NePhiModel(
             architecture, torch.Generator().manual_seed(config.training.seed)
         )
+        if coarse is not None:
+            self.model.coarse.load_state_dict(coarse.state_dict())
+        if self.model.coarse is not None:
+            self.model.coarse.requires_grad_(config.training.joint)
         self.model.to(accelerator.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         optimiser = torch.optim.Adam(self.model.parameters(), lr=config.training.learning_rate)
         losses = self._losses()
         self.losses, self.optimiser = accelerator.prepare(losses, optimiser)
         self.state = State(folder, self.model, self.average, self.optimiser, config, data)
-        self.state.started_from = started_from
+        files = started_from or {}
+        self.state.started_from = files.get('weights', '')
+        self.state.coarse = files.get('coarse', '')
         self.records = Records(folder, self.state)
         self.validation = Validation(kept, chosen.margin_mm, config)
 

@@ -15,7 +15,7 @@ from ..field.deformation import NePhiField
 from ..learning.regularity import point_regularity
 from ..learning.settings import OptimisationSettings
 from ..learning.similarity import global_ncc_loss, mean_difference_loss
-from .augment import Warp
+from .augment import PointWarp, Warp
 from .pairs import StoredVolume
 
 Points = tuple[Tensor, Tensor]
@@ -62,17 +62,32 @@ def pair_losses(
     return {'loss': total, 'similarity': similarity, 'regularity': regularity, 'prior': prior}
 
 
-def supervised_loss(field: NePhiField, warp: Warp, points: Tensor) -> Tensor:
+def supervised_loss(
+    field: NePhiField, warp: Warp, points: Tensor, coarse: PointWarp | None = None
+) -> Tensor:
     """Mean squared error against a known map, both ways, over the mean square of what it moves.
 
     One for maps that do nothing. The way back is asked for where points (N, 3) went to, so that no
     inverse need be known.
+
+    Parameters
+    ----------
+    field, warp
+        What is trained, and the truth.
+    points
+        Where they are compared.
+    coarse
+        The map that follows the field, of the stages before it; None for nothing.
     """
     there = warp(points)
-    truth = there - points
-    error = (field.displacement(points) - truth).square().mean()
-    error = error + (field.displacement(there, inverse=True) + truth).square().mean()
-    return error / (2 * truth.square().mean())
+    moved = points + field.displacement(points)
+    if coarse is not None:
+        moved = coarse(moved)
+    start = there if coarse is None else coarse.back(there)
+    error = (moved - there).square().mean()
+    back = start + field.displacement(start, inverse=True)
+    error = error + (back - points).square().mean()
+    return error / (2 * (there - points).square().mean())
 
 
 def dice_loss(

@@ -12,12 +12,9 @@ from torch import Tensor
 
 from ..geometry import Frame, Grid, apply_affine
 from ..learning.volume import Volume
-from .augment import Warp, intensities, noisy_affine, shared_turn
+from .augment import PointWarp, Warp, intensities, noisy_affine, shared_turn
 from .settings import Augmentation
 from .subject import Subject
-
-_COARSE = 21
-"""Nodes along an axis at which a warp is evaluated for the encoder, which sees no finer."""
 
 Place = Callable[[Frame, list[float]], tuple[Frame, list[float]]]
 
@@ -46,7 +43,7 @@ class StoredVolume:
         grid: Grid,
         frame: Frame,
         world: np.ndarray,
-        warp: Warp | None = None,
+        warp: PointWarp | None = None,
     ) -> None:
         self._shape = channels.shape[:3]
         self._flat = channels.reshape(-1, channels.shape[-1])
@@ -108,6 +105,8 @@ class TrainingPair:
         Half the size of the box around both masks, normalised.
     warp
         In a simulated pair, the map from the fixed to the moving image; else None.
+    moving_warp
+        What earlier stages found: the moving image is seen through it. None before the first.
     """
 
     fixed: Subject
@@ -116,6 +115,7 @@ class TrainingPair:
     frame: Frame
     extent: list[float]
     warp: Warp | None = None
+    moving_warp: PointWarp | None = None
 
     def volumes(self, device: str) -> tuple[StoredVolume, StoredVolume]:
         """Feature channels of both images, read at points of the frame."""
@@ -164,28 +164,37 @@ class TrainingPair:
             found.append(intensities(cube, augmentation, generator))
         return torch.stack(found)
 
+    def reached(self, points: Tensor) -> Tensor:
+        """Points (N, 3) of the moving image as it is seen, in the image as it is."""
+        return points if self.moving_warp is None else self.moving_warp(points)
+
     @property
     def labelled(self) -> bool:
         """Whether a Dice can be told."""
         return self.fixed.labels is not None and self.moving.labels is not None
 
     def dice(self, points: Tensor, displacement: Tensor) -> tuple[float, float]:
-        """Mean Dice at points (N, 3) of the fixed mask: as they are, and displaced."""
+        """Mean Dice at points (N, 3) of the fixed mask: as they are, and displaced.
+
+        Both after earlier stages, where there are some.
+        """
         fixed = self._labels(points, 0)
         before, after = (self._labels(at, 1) for at in (points, points + displacement))
         return _mean_dice(fixed, before), _mean_dice(fixed, after)
 
     @property
-    def _sides(self) -> tuple[tuple[Subject, np.ndarray, Warp | None], ...]:
+    def _sides(self) -> tuple[tuple[Subject, np.ndarray, PointWarp | None], ...]:
         return (
             (self.fixed, self.worlds[0], self.warp),
-            (self.moving, self.worlds[1], None),
+            (self.moving, self.worlds[1], self.moving_warp),
         )
 
     def _labels(self, points: Tensor, side: int) -> np.ndarray:
         subject, world, warp = self._sides[side]
-        points = points.detach() if warp is None else warp(points.detach())
-        world_mm = points.cpu().double().numpy() * self.frame.scale_mm + self.frame.center_mm
+        points = points if warp is None else warp(points)
+        world_mm = (
+            points.detach().cpu().double().numpy() * self.frame.scale_mm + self.frame.center_mm
+        )
         return subject.labels_at(apply_affine(world, world_mm))
 
 
@@ -245,11 +254,12 @@ def simulate(pair: TrainingPair, largest_mm: float, generator: torch.Generator) 
     return TrainingPair(pair.moving, pair.moving, (world, world), pair.frame, pair.extent, warp)
 
 
-def _on_nodes(warp: Warp, size: int, device: str) -> Tensor:
+def _on_nodes(warp: PointWarp, size: int, device: str) -> Tensor:
     """Displacement of a warp at the nodes of a cube, (N, N, N, 3), from a coarser one."""
-    axis = torch.linspace(-1, 1, _COARSE, device=device)
+    nodes = min(warp.nodes, size)
+    axis = torch.linspace(-1, 1, nodes, device=device)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing='ij'), dim=-1).view(-1, 3)
-    coarse = (warp(points) - points).view(1, *[_COARSE] * 3, 3).movedim(-1, 1)
+    coarse = (warp(points) - points).view(1, *[nodes] * 3, 3).movedim(-1, 1)
     fine = F.interpolate(coarse, size=(size,) * 3, mode='trilinear', align_corners=True)
     return fine[0].movedim(0, -1)
 

@@ -93,6 +93,7 @@ class Records:
             'settings': self.state.config.as_dict(),
             'last_epoch': row,
             'started_from': self.state.started_from,
+            **({'coarse': self.state.coarse} if self.state.coarse else {}),
             'data': self.state.data,
             **self._versions(),
         }

@@ -41,6 +41,7 @@ def train(
     held_out: Sequence[str] = (),
     config: TrainingConfig | None = None,
     weights: FilePath | None = None,
+    coarse: FilePath | None = None,
     cache: FilePath | None = None,
     device: str = 'cpu',
     threads: int | None = None,
@@ -73,6 +74,9 @@ def train(
         Architecture, loss, augmentation, schedule; the defaults of the modality when None.
     weights
         Weights of the same architecture to start from, with a fresh optimiser.
+    coarse
+        Weights of a coarse stage: its maps warp the moving images that are seen here, and it is
+        carried along in what is written. It stays as it is unless ``joint`` is given.
     cache
         Folder of prepared images, which trainings may share; ``output_dir/cache`` when None.
     device
@@ -117,6 +121,7 @@ def train(
     _check_extra()
     accelerator = _accelerator(device, config.training.precision)
     start = _start(weights, config)
+    first = _coarse(coarse, start, config)
     folder = make_folder(output_dir)
     if threads:
         torch.set_num_threads(threads)
@@ -128,7 +133,7 @@ def train(
         )
     run = TrainingRun(
         folder,
-        _architecture(config, scale_of(subjects, chosen.margin_mm), start),
+        _architecture(config, scale_of(subjects, chosen.margin_mm), start, first),
         config,
         subjects[: len(used)],
         subjects[len(used) :],
@@ -136,7 +141,8 @@ def train(
         chosen,
         accelerator,
         start,
-        sha256(weights) if weights else '',
+        first,
+        {name: sha256(path) for name, path in (('weights', weights), ('coarse', coarse)) if path},
     )
     if resume and (folder / STATE).exists():
         run.state.restore()
@@ -153,12 +159,40 @@ def train(
 
 
 def _architecture(
-    config: TrainingConfig, scale_mm: float, start: NePhiModel | None
+    config: TrainingConfig, scale_mm: float, start: NePhiModel | None, coarse: NePhiModel | None
 ) -> ModelConfig:
-    """Sizes of the model; the scale is that of the weights it starts from."""
+    """Sizes of the model; the scale is that of the weights or of the stage that there is."""
     if start is not None:
-        scale_mm = start.config.scale_mm
-    return ModelConfig(config.field, config.encoder, scale_mm, config.modality)
+        return replace(start.config, modality=config.modality)
+    if coarse is not None:
+        scale_mm = coarse.config.scale_mm
+    stage = coarse and coarse.config
+    return ModelConfig(config.field, config.encoder, scale_mm, config.modality, stage)
+
+
+def _coarse(
+    path: FilePath | None, start: NePhiModel | None, config: TrainingConfig
+) -> NePhiModel | None:
+    """The first stage in a file, in float32."""
+    if path is None:
+        if config.training.joint and (start is None or start.coarse is None):
+            raise UsageError(
+                'Stages are to be trained jointly, but there is no coarse one; expected its '
+                'weights. Give them, or leave joint out.'
+            )
+        return None
+    if start is not None:
+        raise UsageError(
+            'Weights to start from and a coarse stage were given; expected one of the two, since '
+            'weights bring their coarse stage along.'
+        )
+    model = load_model(path).float()
+    if model.config.modality != config.modality:
+        raise UsageError(
+            f'"{os.fspath(path)}" is a stage for the modality {model.config.modality}; expected '
+            f'{config.modality}, as it is trained here.'
+        )
+    return model
 
 
 def _start(weights: FilePath | None, config: TrainingConfig) -> NePhiModel | None:

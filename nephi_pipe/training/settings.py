@@ -176,6 +176,8 @@ class Schedule:
         Epochs between validations; -1 for never.
     save_every
         Epochs between states on disk.
+    joint
+        Whether coarse stages move too, each with the same loss.
     """
 
     epochs: int = 100
@@ -190,6 +192,7 @@ class Schedule:
     seed: int = 0
     eval_every: int = 5
     save_every: int = 1
+    joint: bool = False
 
     def __post_init__(self) -> None:
         for name in ('epochs', 'steps_per_epoch', 'batch_size', 'save_every'):
@@ -203,6 +206,8 @@ class Schedule:
             raise UsageError(f'learning_rate is {self.learning_rate}; expected a number above 0.')
         if self.eval_every != -1:
             _check('training', 'eval_every', self.eval_every, 1)
+        if not isinstance(self.joint, bool):
+            raise UsageError(f'joint is {self.joint!r} in [training]; expected true or false.')
         if self.precision not in PRECISIONS:
             raise UsageError(
                 f'precision is {self.precision!r}; expected one of {", ".join(PRECISIONS)}.'
@@ -212,7 +217,11 @@ class Schedule:
     def identity(self) -> dict[str, Any]:
         """What must be the same for a training to go on."""
         free = ('epochs', 'eval_every', 'save_every')
-        return {name: value for name, value in asdict(self).items() if name not in free}
+        found = {name: value for name, value in asdict(self).items() if name not in free}
+        if not self.joint:
+            # States that were written before there were stages go on.
+            del found['joint']
+        return found
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, from 0.

@@ -43,6 +43,8 @@ class State:
         The row of the best validation so far; empty when there was none.
     started_from
         Checksum of the weights that it started from, '' for none.
+    coarse
+        That of the coarse stage that it was given.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class State:
         self.path = folder / STATE
         self.model, self.average, self.optimiser = model, average, optimiser
         self.config, self.data, self.started_from = config, data, ''
+        self.coarse = ''
         self.step = 0
         self.rows: list[dict[str, float]] = []
         self.history: list[dict[str, float]] = []
@@ -132,6 +135,7 @@ class State:
             'augmentation': config['augmentation'],
             'data': self.data,
             'started_from': self.started_from,
+            **({'coarse': self.coarse} if self.coarse else {}),
         }
 
     def _check_header(self, header: Mapping[str, Any]) -> None:

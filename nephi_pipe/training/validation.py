@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..field.deformation import NePhiField
 from ..field.model import NePhiModel
+from .coarse_stage import predict_stages
 from .config import TrainingConfig
 from .pairs import TrainingPair, place_pair, simulate
 from .settings import Augmentation
@@ -46,6 +47,8 @@ class Validation:
     def __call__(self, model: NePhiModel) -> tuple[dict[str, float], np.ndarray]:
         """Means over the pairs, and a picture of the first: fixed, warped and moving image.
 
+        Of the last stage of a model; "before" is after the stages before it.
+
         The Dice at random points before and after (where there are labels); folds in % of random
         points, by exact determinants; inverse consistency in mm; the landmark error of simulated
         pairs in mm before and after.
@@ -58,7 +61,8 @@ class Validation:
             if simulated:
                 largest_mm = self.config.augmentation.simulated_mm
                 pair = simulate(pair, largest_mm, generator)
-            field = self._predict(model, pair, generator)
+            last = predict_stages(model, [pair], _STILL, generator)[-1]
+            pair, field = last.pairs[0], last.fields[0]
             rows.append(self._score(field, pair, generator))
             if number == 0:
                 picture = _picture(field, pair)
@@ -71,13 +75,6 @@ class Validation:
         order = torch.randperm(len(pairs), generator=generator)[:_MOST_PAIRS].tolist()
         return [pairs[number] for number in order] + [(one, one) for one in self.subjects]
 
-    def _predict(
-        self, model: NePhiModel, pair: TrainingPair, generator: torch.Generator
-    ) -> NePhiField:
-        device = str(model.frequencies.device)
-        cubes = pair.cubes(self.config.encoder.grid, device, _STILL, generator)
-        return model.predict(cubes[None], [pair.extent])[0]
-
     def _score(
         self, field: NePhiField, pair: TrainingPair, generator: torch.Generator
     ) -> dict[str, float]:
@@ -87,8 +84,8 @@ class Validation:
         if pair.warp is not None:
             truth = pair.warp(points)
             return {
-                'tre_before_mm': _mean_length(points - truth) * scale_mm,
-                'tre_mm': _mean_length(moved - truth) * scale_mm,
+                'tre_before_mm': _mean_length(pair.reached(points) - truth) * scale_mm,
+                'tre_mm': _mean_length(pair.reached(moved) - truth) * scale_mm,
             }
         back = moved + field.displacement_in_chunks(moved, inverse=True)
         identity = torch.eye(3, device=points.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 SHIPPED = Path(__file__).parent
@@ -22,15 +23,16 @@ def shipped_weights(modality: str) -> Path | None:
 
 
 def chosen_weights(
-    weights: str | os.PathLike, modality: str, steps: int | None
-) -> str | os.PathLike | None:
+    weights: str | os.PathLike | Sequence[str | os.PathLike], modality: str, steps: int | None
+) -> str | os.PathLike | Sequence[str | os.PathLike] | None:
     """The checkpoint that the option ``weights`` means, None for a fresh field.
 
     Parameters
     ----------
     weights
-        A checkpoint, 'none', or 'default': those that ship, where they help. The full
-        optimisation (``steps`` None) ends a little better from a fresh field.
+        A checkpoint, or one for each of several stages, 'none', or 'default': those that ship,
+        where they help. The full optimisation (``steps`` None) ends a little better from a fresh
+        field.
     modality
         Of the images.
     steps

@@ -1,0 +1,190 @@
+"""The stages of a registration: each a field on what those before it left of the moving image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import InputDataError
+from .geometry import Frame, apply_affine
+from .images import Image
+from .initial import freed
+from .presets import Preset
+from .result import Registration
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .field.deformation import NePhiField
+    from .field.model import NePhiModel
+    from .learning.optimise import Progress
+    from .learning.settings import OptimisationSettings
+    from .prealignment import BaseMap
+    from .presets.preparation import Prepared
+
+    Watcher = Callable[[Progress], None] | None
+
+logger = logging.getLogger(__name__)
+
+REPAIR_ROUNDS = 5
+"""How often optimisation goes on where folds were found (issue: at most five rounds)."""
+
+REPAIR_STEPS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class StagedPair:
+    """A pair and how it is registered.
+
+    Parameters
+    ----------
+    images
+        Fixed and moving.
+    prepared
+        Both made ready.
+    affine
+        4x4, fixed mm to moving mm.
+    chosen
+        The preset.
+    seed
+        Of all random draws.
+    device
+        Of the fields.
+    """
+
+    images: tuple[Image, Image]
+    prepared: list[Prepared]
+    affine: np.ndarray
+    chosen: Preset
+    seed: int = 0
+    device: str = 'cpu'
+
+    def stage(self, model: NePhiModel | None, base: BaseMap | None) -> Stage:
+        """A field before ``base``: what a model predicts, or a fresh one.
+
+        Raises
+        ------
+        InputDataError
+            The images hardly overlap before it.
+        """
+        fixed, moving = self.prepared
+        compared = [fixed, moving if base is None else freed(moving, base)]
+        self._check_overlap(compared)
+        field, frame = self._fresh(compared, model)
+        if model is not None:
+            model.predict_into(field, compared, frame, self.affine)
+        grids = [image.grid for image in self.images]
+        masks = [Image(side.outline, side.grid) for side in self.prepared]
+        found = Registration(field, frame, self.affine, *grids, *masks, base=base)
+        return Stage(found, compared, self.seed, self.device)
+
+    def _fresh(
+        self, compared: list[Prepared], model: NePhiModel | None
+    ) -> tuple[NePhiField, Frame]:
+        """A field of its own, and where it lies."""
+        import torch
+
+        from .field.deformation import NePhiField
+        from .presets.preparation import frame_of
+
+        fixed, moving = compared
+        frame, extent = frame_of(fixed, moving, self.affine, self.chosen.margin_mm)
+        config = self.chosen.field
+        if model is not None:
+            frame, extent = model.frame_for(frame, extent)
+            config = model.config.field
+        generator = torch.Generator().manual_seed(self.seed)
+        return NePhiField(config, generator, extent).to(self.device), frame
+
+    def _check_overlap(self, compared: list[Prepared]) -> None:
+        fixed, moving = compared
+        points = apply_affine(self.affine, fixed.mask_points())
+        index = np.rint(moving.grid.to_index(points)).astype(int)
+        inside = ((index >= 0) & (index < moving.grid.shape)).all(axis=1)
+        overlap = moving.mask[tuple(index[inside].T)].sum() / len(points)
+        if overlap < 0.05:
+            names = ' and '.join(image.name for image in self.images)
+            raise InputDataError(
+                f'After the initial alignment {names} hardly overlap ({100 * overlap:.0f} % of '
+                'the fixed mask); expected images of the same organ. Check masks and initial '
+                'transform, or let the affine be estimated.'
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One field and what it is found from.
+
+    Parameters
+    ----------
+    found
+        The registration that it belongs to; the field is changed in place.
+    compared
+        The fixed image, and the moving one without what comes after the field.
+    seed, device
+        See :class:`StagedPair`.
+    """
+
+    found: Registration
+    compared: list[Prepared]
+    seed: int = 0
+    device: str = 'cpu'
+
+    def optimise(self, settings: OptimisationSettings, threads: int, progress: Watcher) -> None:
+        """Optimise, then look for folds and go on where there are any."""
+        self._run(settings, settings, 0, None, threads, progress)
+        self.repair(settings, threads, progress)
+
+    def repair(self, settings: OptimisationSettings, threads: int, progress: Watcher) -> None:
+        """Look for folds and optimise where there are any, at most five rounds."""
+        import torch
+
+        repair = replace(
+            settings,
+            levels=settings.levels[-2:][:1],
+            steps=REPAIR_STEPS,
+            network_rate=0.2 * settings.network_rate,
+            code_rate=0.2 * settings.code_rate,
+            barrier_weight=30 * settings.barrier_weight,
+        )
+        for number in range(1, REPAIR_ROUNDS + 1):
+            # Maps are looked at on the processor.
+            self.found.field.to('cpu')
+            points = self.found.folded_points(self.seed)
+            if not len(points):
+                return
+            self.found.field.to(self.device)
+            logger.info('Round %d: the map folds at %d points; going on.', number, len(points))
+            watch = torch.from_numpy(points).float().to(self.device)
+            self._run(repair, settings, number, watch, threads, progress)
+
+    def _run(
+        self,
+        chosen: OptimisationSettings,
+        features: OptimisationSettings,
+        number: int,
+        watch: Tensor | None,
+        threads: int,
+        progress: Watcher,
+    ) -> None:
+        """One optimisation on volumes that are made as ``features`` says."""
+        from .learning.optimise import optimise
+        from .presets.preparation import pair_builder
+
+        found, (fixed, moving) = self.found, self.compared
+        history = optimise(
+            found.field,
+            pair_builder(fixed, moving, found.affine, found.frame, features, self.device),
+            chosen,
+            found.frame.scale_mm,
+            seed=self.seed + number,
+            threads=threads,
+            progress=progress,
+            watch=watch,
+        )
+        found.history += [entry.as_dict() for entry in history]
+        found.forget_lattices()

@@ -1,0 +1,434 @@
+"""A field after a pre-alignment: maps, determinants and files are those of the composition.
+
+Pre-alignments are a known pose after a known diffeomorphism. Tiny settings, a brain at 3 mm.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from cli_runs import error_of, points_file
+from registration_runs import known_pair, make_tiny, quickly
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from nephi_pipe import load_registration
+from nephi_pipe.cli import main
+from nephi_pipe.describe import describe
+from nephi_pipe.displacement import DisplacementField
+from nephi_pipe.errors import InputDataError, UsageError
+from nephi_pipe.geometry import Grid, apply_affine
+from nephi_pipe.held_field import HeldField
+from nephi_pipe.images import Image, foreground, save_image
+from nephi_pipe.itk import write_affine
+from nephi_pipe.landmarks import read_points
+from nephi_pipe.latent_path import interpolate
+from nephi_pipe.metrics import inverse_consistency_mm, ncc, random_points, tre_mm
+from nephi_pipe.prealignment import PreAlignment
+from nephi_pipe.simulate import random_diffeomorphism
+from nephi_pipe.transforms import Transform, read_transform, resample, write_transform
+
+POSE = np.array(
+    [[0.98, -0.17, 0.0, 6.0], [0.17, 0.98, 0.0, -9.0], [0, 0, 1.05, 4.0], [0, 0, 0, 1]]
+)
+LPS = np.array([-1.0, -1.0, 1.0])
+
+
+@pytest.fixture(autouse=True, scope='module')
+def tiny_presets():
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny(patch)
+        yield
+
+
+@pytest.fixture(scope='module')
+def pair():
+    return known_pair()
+
+
+@pytest.fixture(scope='module')
+def posed(pair):
+    """The moving image elsewhere in the world."""
+    grid = pair.moving.grid
+    return Image(pair.moving.data, Grid(grid.shape, POSE @ grid.affine))
+
+
+@pytest.fixture(scope='module')
+def diffeomorphism(pair):
+    return random_diffeomorphism(pair.fixed.grid, magnitude_mm=4.0, smoothness_mm=24.0, seed=9)
+
+
+@pytest.fixture(scope='module')
+def lattice(pair, diffeomorphism):
+    """The diffeomorphism as a field that reaches beyond the image."""
+    grid = pair.fixed.grid.cropped((-2, -2, -2), np.array(pair.fixed.grid.shape) + 2)
+    grid = grid.resampled(1.5)
+    return DisplacementField(diffeomorphism.map_points(grid.points()) - grid.points(), grid)
+
+
+@pytest.fixture(scope='module')
+def files(lattice, diffeomorphism, posed, tmp_path_factory):
+    """The pre-alignment and its way back as ITK has them."""
+    folder = tmp_path_factory.mktemp('pre')
+    grid = posed.grid.resampled(1.5)
+    back = np.linalg.inv(POSE)
+    there = diffeomorphism.inverse_points(apply_affine(back, grid.points()))
+    vectors = apply_affine(POSE, there) - grid.points()
+    return (
+        write_transform(folder / 'pre.h5', POSE, lattice),
+        write_transform(folder / 'back.h5', back, DisplacementField(vectors, grid)),
+    )
+
+
+@pytest.fixture(scope='module')
+def found(pair, posed, files):
+    return quickly(pair.fixed, posed, initial_transform=files[0])
+
+
+@pytest.fixture(scope='module')
+def inside(pair):
+    """Points in the fixed brain, mm."""
+    return random_points(pair.fixed.grid, foreground(pair.fixed), 1000, seed=5)
+
+
+def own_displacement(registration, points):
+    """That of the field alone, in the fixed image's world."""
+    return registration._side.inner.displacement_at(points)
+
+
+def of_small_differences(warp, points, step=0.01):
+    """Determinant of a map's derivative, shape (N,)."""
+    columns = [(warp(points + d) - warp(points - d)) / (2 * step) for d in step * np.eye(3)]
+    return np.linalg.det(np.stack(columns, axis=-1))
+
+
+# --- the law of composition ---------------------------------------------------------------------
+
+
+def test_a_fixed_point_passes_the_field_and_then_the_pre_alignment(found, inside, diffeomorphism):
+    moved = inside + own_displacement(found, inside)
+    assert np.linalg.norm(moved - inside, axis=1).mean() > 0.5
+    expected = apply_affine(POSE, diffeomorphism.map_points(moved))
+    assert np.linalg.norm(found.warp_points(inside) - expected, axis=1).max() < 0.05
+    np.testing.assert_allclose(found.affine, POSE, atol=1e-6)
+    beside = apply_affine(np.linalg.inv(POSE), found.warp_points(inside)) - inside
+    np.testing.assert_allclose(found.displacement_at(inside), beside, atol=1e-4)
+
+
+def test_a_moving_point_passes_them_the_other_way_round(found, inside, diffeomorphism):
+    moving = found.warp_points(inside)
+    there = diffeomorphism.inverse_points(apply_affine(np.linalg.inv(POSE), moving))
+    expected = there + own_displacement(found.inverse, there)
+    assert np.linalg.norm(found.inverse.warp_points(moving) - expected, axis=1).max() < 0.05
+    assert found.inverse.inverse is found
+    assert found.inverse.base.inverse is found.base
+
+
+def test_the_pre_alignment_is_undone_exactly(found, inside):
+    back = found.base.inverse.warp_points(found.base.warp_points(inside))
+    assert np.linalg.norm(back - inside, axis=1).max() < 1e-3
+
+
+def test_the_field_corrects_the_pre_alignment(pair, posed, found, inside):
+    truth = apply_affine(POSE, pair.moving_landmarks)
+    before = tre_mm(pair.fixed_landmarks, truth, found.base.warp_points)
+    after = tre_mm(pair.fixed_landmarks, truth, found.warp_points)
+    back = tre_mm(truth, pair.fixed_landmarks, found.inverse.warp_points)
+    assert before.mean() > 2
+    assert after.mean() < 0.5 * before.mean() and back.mean() < 0.5 * before.mean()
+    there = inverse_consistency_mm(found.warp_points, found.inverse.warp_points, inside)
+    assert there['mean'] < 0.35 * before.mean()
+    mask = foreground(pair.fixed)
+    warped = found.warp(posed)
+    before = resample(posed, Transform([found.base.warp_points]), pair.fixed.grid)
+    assert ncc(pair.fixed.data, warped.data, mask) > ncc(pair.fixed.data, before.data, mask) + 0.05
+
+
+@pytest.mark.parametrize('inverse', [False, True], ids=['forward', 'inverse'])
+def test_determinants_multiply(found, inside, diffeomorphism, inverse):
+    one = found.inverse if inverse else found
+    points = found.warp_points(inside) if inverse else inside
+    total = one.exact_jacobian_determinant(points, total=True)
+    # Between two nodes the pre-alignment is linear: small differences seldom meet a kink.
+    differences = np.abs(total - of_small_differences(one.warp_points, points))
+    assert np.quantile(differences, 0.9) < 1e-3 and total.std() > 0.05
+    volume = np.linalg.det(one.affine[:3, :3])
+    np.testing.assert_allclose(one.exact_jacobian_determinant(points), total / volume, rtol=1e-6)
+    if not inverse:
+        moved = points + own_displacement(found, points)
+        own = of_small_differences(lambda x: x + own_displacement(found, x), points, 0.05)
+        known = diffeomorphism.jacobian_determinant(moved) * np.linalg.det(POSE[:3, :3])
+        assert np.abs(total - own * known).mean() < 0.01
+
+
+@pytest.mark.parametrize('inverse', [False, True], ids=['forward', 'inverse'])
+def test_dense_maps_are_the_continuous_ones(found, inverse):
+    one = found.inverse if inverse else found
+    voxels = np.argwhere(one.fixed_mask.data)[::11]
+    points = one.fixed_grid.to_world(voxels)
+    dense = one.displacement(one.fixed_grid)[tuple(voxels.T)]
+    apart = np.linalg.norm(dense - one.displacement_at(points), axis=1)
+    assert apart.max() < 1.5 * 0.02 * one.fixed_grid.spacing.min()
+    determinants = one.jacobian_determinant(total=True).data[tuple(voxels.T)]
+    exact = one.exact_jacobian_determinant(points, total=True)
+    assert np.abs(determinants - exact).mean() < 0.03
+
+
+def test_the_warped_image_is_read_through_the_whole_map(found, pair, posed, inside):
+    step = 2.0
+    ramp = posed.grid.points() @ np.array([1.0, 2.0, 3.0])
+    warped = found.warp(Image(ramp.astype(np.float32), posed.grid))
+    voxels = np.argwhere(found.fixed_mask.data)[::17]
+    there = found.warp_points(found.fixed_grid.to_world(voxels))
+    index = posed.grid.to_index(there)
+    within = ((index > 1) & (index < np.array(posed.grid.shape) - 2)).all(axis=1)
+    expected = there @ np.array([1.0, 2.0, 3.0])
+    assert np.abs(warped.data[tuple(voxels.T)] - expected)[within].max() < 0.1 * step
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('inverse', [False, True], ids=['forward', 'inverse'])
+def test_itk_reads_the_whole_map(found, inside, tmp_path, inverse):
+    path = tmp_path / 'whole.h5'
+    facts = found.save_transform(path, inverse=inverse, xfm_grid=2.0)
+    one = found.inverse if inverse else found
+    points = found.warp_points(inside) if inverse else inside
+    transform = sitk.ReadTransform(str(path))
+    itk = np.array([transform.TransformPoint(p.tolist()) for p in points * LPS]) * LPS
+    apart = np.linalg.norm(itk - one.warp_points(points), axis=1)
+    assert apart.max() < 1.3 * facts['FieldInterpolationErrorMax'] + 1e-3
+    assert facts['FieldInterpolationErrorMax'] < 0.3
+    np.testing.assert_allclose(read_transform(path).map_points(points), itk, atol=1e-3)
+
+
+def test_a_field_file_keeps_the_pre_alignment(found, inside, tmp_path):
+    path = found.save_field(tmp_path / 'field.safetensors')
+    again = load_registration(path)
+    for one, other in ((found, again), (found.inverse, again.inverse)):
+        points = inside if one is found else found.warp_points(inside)
+        apart = np.linalg.norm(one.warp_points(points) - other.warp_points(points), axis=1)
+        assert apart.max() < 0.03
+    np.testing.assert_allclose(read_transform(path).map_points(inside), again.warp_points(inside))
+    backwards = load_registration(found.inverse.save_field(tmp_path / 'back.safetensors'))
+    np.testing.assert_allclose(
+        backwards.warp_points(inside), again.inverse.warp_points(inside), atol=1e-9
+    )
+    assert again.provenance['initial_transform'] == found.provenance['initial_transform']
+    told = describe(path)
+    assert 'its pre-alignment (nephi-field-2)' in told and 'history' not in told
+
+
+def _set(*keys, value):
+    def change(header):
+        for key in keys[:-1]:
+            header = header[key]
+        header[keys[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        _set('base', 'kind', value='magic'),
+        _set('base', 'steps', value=[]),
+        _set('base', 'steps', value=[1, 2]),
+        _set('base', 'steps', 0, 'shape', value=[10_000, 10_000, 10_000]),
+        _set('base', 'steps', 1, 'affine', value=np.zeros((4, 4)).tolist()),
+        _set('base', 'inverted', value='no'),
+        _set('base', value=None),
+        lambda header: header.pop('base'),
+    ],
+)
+def test_a_damaged_pre_alignment_is_refused(found, tmp_path, change):
+    path = found.save_field(tmp_path / 'field.safetensors')
+    with safe_open(path, framework='pt') as stream:
+        header = json.loads(stream.metadata()['nephi'])
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    change(header)
+    save_file(tensors, path, metadata={'nephi': json.dumps(header)})
+    with pytest.raises(InputDataError, match='not a field that can be read'):
+        load_registration(path)
+
+
+def test_metrics_are_those_of_the_whole_map(found, pair, posed):
+    truth = apply_affine(POSE, pair.moving_landmarks)
+    saved = found.stored_transform(2.0)[0]
+    scores = found.metrics(
+        pair.fixed,
+        posed,
+        fixed_landmarks=pair.fixed_landmarks,
+        moving_landmarks=truth,
+        saved=saved,
+    )
+    after = tre_mm(pair.fixed_landmarks, truth, found.warp_points)
+    assert scores['tre_mm']['after']['mean'] == pytest.approx(after.mean())
+    folds = scores['folds']
+    assert folds['exact']['count'] == folds['lattice']['count'] == 0
+    assert folds['lattice']['min'] == pytest.approx(
+        scores['jacobian']['deformation']['min'], abs=0.15
+    )
+    assert json.dumps(scores)
+
+
+def test_the_command_composes(pair, posed, files, inside, tmp_path, capsys):
+    images = [
+        str(save_image(tmp_path / f'{side}.nii.gz', image.data, image.grid))
+        for side, image in (('fixed', pair.fixed), ('moving', posed))
+    ]
+    out = tmp_path / 'out'
+    start = ['--initial-transform', str(files[0]), '--initial-inverse', str(files[1])]
+    options = ['--steps', '2', '--weights', 'none', '--xfm-format', 'field', '--report']
+    assert main(['register', *images, '-o', str(out), *start, *options]) == 0
+    one = load_registration(out / 'transform.safetensors')
+    assert one.provenance['initial_transform'] == [str(files[0])]
+    assert json.loads((out / 'metrics.json').read_text())['inverse_consistency_mm']['mean'] < 1
+    assert (out / 'report.html').exists()
+    source, mapped = points_file(tmp_path, inside[:20]), tmp_path / 'mapped.tsv'
+    assert main(['apply', str(out / 'transform.safetensors'), str(source), '-o', str(mapped)]) == 0
+    np.testing.assert_allclose(read_points(mapped).points, one.warp_points(inside[:20]), atol=1e-3)
+    capsys.readouterr()
+    code, message = error_of(
+        capsys, 'register', *images, '-o', out, '--initial-transform', images[0]
+    )
+    assert code == 65 and 'fixed.nii.gz' in message and 'intent' in message
+
+
+# --- kinds of pre-alignment ---------------------------------------------------------------------
+
+
+def test_a_way_back_that_is_given_is_used(pair, posed, files, inside, tmp_path):
+    one = quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=files[1], steps=1)
+    moving = one.warp_points(inside)
+    there = read_transform(files[1]).map_points(moving)
+    np.testing.assert_allclose(one.base.inverse.warp_points(moving), there, atol=1e-4)
+    total = one.inverse.exact_jacobian_determinant(moving, total=True)
+    differences = np.abs(total - of_small_differences(one.inverse.warp_points, moving))
+    assert np.quantile(differences, 0.9) < 1e-3
+    again = load_registration(one.save_field(tmp_path / 'field.safetensors'))
+    apart = again.inverse.warp_points(moving) - one.inverse.warp_points(moving)
+    assert np.linalg.norm(apart, axis=1).max() < 0.03
+
+
+def test_an_earlier_registration_is_the_first_stage(pair, posed, inside, tmp_path):
+    coarse = quickly(pair.fixed, posed, initial_transform=POSE, steps=4)
+    path = coarse.save_field(tmp_path / 'coarse.safetensors')
+    fine = quickly(pair.fixed, posed, initial_transform=path, steps=4)
+    stored = load_registration(path)
+    moved = inside + own_displacement(fine, inside)
+    np.testing.assert_allclose(fine.warp_points(inside), stored.warp_points(moved), atol=1e-9)
+    moving = fine.warp_points(inside)
+    there = stored.inverse.warp_points(moving)
+    expected = there + own_displacement(fine.inverse, there)
+    np.testing.assert_allclose(fine.inverse.warp_points(moving), expected, atol=1e-4)
+    total = fine.exact_jacobian_determinant(inside, total=True)
+    np.testing.assert_allclose(
+        total, of_small_differences(fine.warp_points, inside, 0.05), atol=0.02
+    )
+    again = load_registration(fine.save_field(tmp_path / 'both.safetensors'))
+    apart = again.warp_points(inside) - fine.warp_points(inside)
+    assert np.linalg.norm(apart, axis=1).max() < 0.03
+    dense = fine.displacement(fine.fixed_grid)[fine.fixed_mask.data]
+    points = fine.fixed_grid.points()[fine.fixed_mask.data]
+    apart = np.linalg.norm(dense - fine.displacement_at(points), axis=1)
+    assert apart.max() < 1.5 * 0.02 * fine.fixed_grid.spacing.min()
+    # A registration at hand serves like its file.
+    straight = quickly(pair.fixed, posed, initial_transform=stored, steps=4)
+    np.testing.assert_array_equal(straight.warp_points(inside), fine.warp_points(inside))
+
+
+def test_several_files_are_listed_from_the_fixed_to_the_moving_image(
+    pair, posed, found, lattice, inside, tmp_path
+):
+    """As ANTs has them: the warp first, its affine second."""
+    warp = write_transform(tmp_path / '1Warp.nii.gz', np.eye(4), lattice)
+    affine = write_affine(tmp_path / '0Affine.txt', POSE)
+    one = quickly(pair.fixed, posed, initial_transform=[warp, affine], steps=1)
+    np.testing.assert_allclose(one.affine, POSE, atol=1e-6)
+    apart = one.base.warp_points(inside) - found.base.warp_points(inside)
+    assert np.linalg.norm(apart, axis=1).max() < 1e-2
+
+
+def test_an_affine_written_as_a_field_is_taken_for_one(pair, posed, lattice, inside, tmp_path):
+    nothing = DisplacementField(np.zeros((*lattice.grid.shape, 3)), lattice.grid)
+    path = write_transform(tmp_path / 'pose.nii.gz', POSE, nothing)
+    one = quickly(pair.fixed, posed, initial_transform=path, steps=2)
+    plain = quickly(pair.fixed, posed, initial_transform=POSE, steps=2)
+    np.testing.assert_allclose(one.affine, POSE, atol=1e-4)
+    apart = one.warp_points(inside) - plain.warp_points(inside)
+    assert np.linalg.norm(apart, axis=1).max() < 0.05
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+def written(folder, vectors, grid):
+    return write_transform(folder / 'pre.h5', np.eye(4), DisplacementField(vectors, grid))
+
+
+def test_a_pre_alignment_that_folds_is_refused(pair, lattice, tmp_path):
+    path = written(tmp_path, 9 * lattice.vectors, lattice.grid)
+    with pytest.raises(InputDataError, match=r'folds at \d+ of \d+ points of the fixed mask'):
+        quickly(pair.fixed, pair.moving, initial_transform=path)
+
+
+def test_a_way_back_of_something_else_is_refused(pair, posed, files):
+    with pytest.raises(InputDataError, match='miss each other by'):
+        quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=files[0])
+
+
+def test_a_way_back_that_folds_is_refused(pair, posed, files, diffeomorphism, tmp_path):
+    """Right on average, but with ripples of half a millimetre on it."""
+    grid = posed.grid.resampled(2.0)
+    points = grid.points()
+    there = diffeomorphism.inverse_points(apply_affine(np.linalg.inv(POSE), points))
+    ripples = 0.9 * (np.indices(grid.shape).sum(axis=0) % 2 - 0.5)[..., None] * [1.0, 1.0, 1.0]
+    field = DisplacementField(there + ripples - points, grid)
+    path = write_transform(tmp_path / 'rippled.h5', np.eye(4), field)
+    with pytest.raises(InputDataError, match='The way back of the pre-alignment .* folds'):
+        quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=path)
+
+
+def test_a_field_that_lies_elsewhere_is_refused(pair, lattice, tmp_path):
+    away = np.eye(4)
+    away[0, 3] = 300.0
+    grid = Grid(lattice.grid.shape, away @ lattice.grid.affine)
+    path = written(tmp_path, lattice.vectors, grid)
+    with pytest.raises(InputDataError, match='covers 0 % of the fixed mask'):
+        quickly(pair.fixed, pair.moving, initial_transform=path)
+
+
+def test_a_pre_alignment_that_leaves_no_overlap_is_refused(pair, lattice, tmp_path):
+    path = written(tmp_path, lattice.vectors + np.float32([400.0, 0, 0]), lattice.grid)
+    with pytest.raises(InputDataError, match='hardly overlap'):
+        quickly(pair.fixed, pair.moving, initial_transform=path)
+
+
+def test_an_inverse_for_what_has_one_is_refused(pair, files, tmp_path):
+    affine = write_affine(tmp_path / 'a.txt', np.eye(4))
+    options = {'initial_inverse': files[1]}
+    with pytest.raises(UsageError, match='has an inverse of its own'):
+        quickly(pair.fixed, pair.moving, initial_transform=affine, **options)
+    with pytest.raises(UsageError, match='without files of an initial transform'):
+        quickly(pair.fixed, pair.moving, **options)
+    with pytest.raises(UsageError, match='without files of an initial transform'):
+        quickly(pair.fixed, pair.moving, initial_transform=np.eye(4), **options)
+
+
+def test_a_field_file_within_a_chain_is_refused(pair, files):
+    with pytest.raises(UsageError, match='expected it alone'):
+        quickly(pair.fixed, pair.moving, initial_transform=[files[0], 'field.safetensors'])
+
+
+def test_no_path_leads_between_composed_maps(found):
+    with pytest.raises(UsageError, match='pre-alignment'):
+        interpolate(found, found, 0.5)
+
+
+def test_the_affine_of_a_chain_is_its_last_one(lattice, inside):
+    held = HeldField(lattice)
+    assert PreAlignment([held, POSE], None, POSE).covered(inside) == 1
+    assert PreAlignment([POSE @ POSE, held], None, POSE).covered(inside + 200) == 0
