@@ -24,6 +24,7 @@ from nephi_pipe.images import Image
 from nephi_pipe.learning.settings import OptimisationSettings
 from nephi_pipe.presets import preset
 from nephi_pipe.presets.preparation import Prepared, frame_of, prepare
+from nephi_pipe.stages import Stage
 from nephi_pipe.threads import torch_threads
 
 SPACING_MM = 2.0
@@ -106,7 +107,7 @@ def register(
             VoxelField(nodes, extent), frame, affine, fixed.grid, moving.grid, *masks
         )
         settings = settings_for(fixed, moving, rate_mm / frame.scale_mm).with_steps(steps)
-        engine._optimise(found, prepared, settings, 0, threads, 'cpu', None)
+        Stage(found, prepared).optimise(settings, threads, None)
     return found, seconds
 
 
@@ -119,4 +120,4 @@ def settings_for(fixed: Image, moving: Image, rate: float) -> OptimisationSettin
 def prepared_pair(fixed: Image, moving: Image) -> tuple[list[Prepared], np.ndarray]:
     """Both images and the affine between them as ``nephi register`` has them."""
     prepared = [prepare(image, None, None, preset('brain')) for image in (fixed, moving)]
-    return prepared, engine._affine(*prepared, True, None, 0)
+    return prepared, engine._affine(*prepared, 0)
