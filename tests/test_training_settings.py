@@ -1,6 +1,7 @@
 """What decides a training: configs, named ones, options, and what is refused."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from nephi_pipe.demo import DATASET, LABELS
 from nephi_pipe.errors import NoInputError, NothingSelectedError, UsageError
 from nephi_pipe.field.config import PUBLISHED
 from nephi_pipe.interfaces.train import SETTINGS
+from nephi_pipe.field.encoder import EncoderConfig
 from nephi_pipe.presets import preset
 from nephi_pipe.training import run, train
 from nephi_pipe.training.checkpoint import load_model, save_model
@@ -213,6 +215,20 @@ def test_validation_and_labels_are_learned_from_and_logged(people, quick, tmp_pa
     rows = [line.split(',') for line in weights.with_name('history.csv').read_text().splitlines()]
     last = dict(zip(rows[0], map(float, rows[-1]), strict=True))
     assert 0 < last['dice_loss'] < 1 and len(rows) == 3
+def test_a_unet_starts_from_weights_for_another_grid_or_organ(people, quick, tmp_path) -> None:
+    encoder = EncoderConfig(25, 'group', 'unet')
+    options = {**TINY, 'encoder': encoder, 'steps_per_epoch': 1, 'epochs': 1, 'threads': 1}
+    images = people['images']
+    first = train(images, tmp_path / 'first', **options)
+    changed = {**options, 'grid': 33, 'encoder': replace(encoder, grid=33), 'modality': 'other'}
+    second = train(images, tmp_path / 'second', weights=first, **{**changed, 'warm_up': 10**6})
+    before, after = load_model(first), load_model(second)
+    assert (after.config.field.local_size, after.config.modality) == (17, 'other')
+    for name, value in after.named_parameters():
+        start = dict(before.named_parameters())[name]
+        assert torch.allclose(value.float(), start.float(), atol=1e-3), name
+
+
     assert 0 < last['validation_dice_before'] < 1 and last['validation_folds_percent'] == 0
     assert last['validation_tre_mm'] > 0 and last['validation_inverse_consistency_mm'] >= 0
     best = load_model(weights.with_name('best.safetensors')).provenance['last_epoch']

@@ -128,7 +128,7 @@ def train(
         )
     run = TrainingRun(
         folder,
-        _architecture(config, scale_of(subjects, chosen.margin_mm), start),
+        architecture,
         config,
         subjects[: len(used)],
         subjects[len(used) :],
@@ -143,6 +143,9 @@ def train(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         # A folder that cannot be written to is found out now rather than after an epoch.
+    architecture = _architecture(config, scale_of(subjects, chosen.margin_mm), start)
+    if start is not None:
+        start = start.with_config(architecture)
         remove_leftovers(folder)
         run.state.save()
         run.records.write_config()
@@ -155,14 +158,17 @@ def train(
 def _architecture(
     config: TrainingConfig, scale_mm: float, start: NePhiModel | None
 ) -> ModelConfig:
-    """Sizes of the model; the scale is that of the weights it starts from."""
-    if start is not None:
+    """Sizes of the model; of weights for the same organ, from which it starts, the scale stays."""
+    if start is not None and start.config.modality == config.modality:
         scale_mm = start.config.scale_mm
     return ModelConfig(config.field, config.encoder, scale_mm, config.modality)
 
 
 def _start(weights: FilePath | None, config: TrainingConfig) -> NePhiModel | None:
-    """The model in a file, in float32."""
+    """The model in a file, in float32.
+
+    Convolutions of a U-Net do not know how many nodes they see: another grid is no other network.
+    """
     if weights is None:
         return None
     model = load_model(weights)
@@ -184,6 +190,11 @@ def _start(weights: FilePath | None, config: TrainingConfig) -> NePhiModel | Non
 
 def _described(files: Sequence[Files], use: str) -> list[dict[str, str]]:
     return [{**one.checksums, 'use': use} for one in files]
+    if model.config.encoder.kind == 'unet':
+        encoder = replace(model.config.encoder, grid=config.encoder.grid)
+        if len(encoder.channels) == len(model.config.encoder.channels):
+            field = replace(model.config.field, local_size=encoder.local_size)
+            model = model.with_config(replace(model.config, field=field, encoder=encoder))
 
 
 def _check_extra() -> None:
