@@ -67,7 +67,9 @@ class PairLosses(nn.Module):
         """The loss to be minimised, and the means of its parts over the batch."""
         device = self.model.frequencies.device
         size, augmentation = self.config.encoder.grid, self.config.augmentation
-        cubes = [pair.cubes(size, str(device), augmentation, generator) for pair in pairs]
+        # Half precision is for the encoder: places in an image need all of theirs.
+        with torch.autocast(device.type, enabled=False):
+            cubes = [pair.cubes(size, str(device), augmentation, generator) for pair in pairs]
         codes = self.model.encoder(torch.stack(cubes))
         with torch.autocast(device.type, enabled=False):
             global_codes, local_codes = (code.float() for code in codes)
