@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lung_data import make_lungs
 from training_people import make_people, make_quick
 from training_run import FIELD, TINY
 
@@ -13,12 +14,13 @@ from nephi_pipe.bids_app.training_scans import find_training_scans
 from nephi_pipe.demo import DATASET, LABELS
 from nephi_pipe.errors import NoInputError, NothingSelectedError, UsageError
 from nephi_pipe.field.config import PUBLISHED
-from nephi_pipe.interfaces.train import SETTINGS
 from nephi_pipe.field.encoder import EncoderConfig
+from nephi_pipe.interfaces.train import SETTINGS
 from nephi_pipe.presets import preset
 from nephi_pipe.training import run, train
 from nephi_pipe.training.checkpoint import load_model, save_model
 from nephi_pipe.training.config import PRESETS, TrainingConfig, read_config, to_toml
+from nephi_pipe.training.files import files_of
 from nephi_pipe.training.settings import AUGMENTATIONS, Loss, Schedule
 
 
@@ -152,6 +154,17 @@ def test_scans_of_a_data_set() -> None:
         find_training_scans(DATASET, modality='other')
 
 
+def test_of_lungs_all_scans_of_a_person_are_taken(tmp_path) -> None:
+    people = {'01': {'ses-1': 1.0, 'ses-2': 1.1}, '02': {'ses-1': 1.0}}
+    root = make_lungs(tmp_path / 'bids', people)
+    manual = str(root / 'derivatives' / 'manual')
+    images, masks, _ = find_training_scans(root, derivatives=[manual], modality='lung')
+    stems = ['sub-01_ses-1', 'sub-01_ses-2', 'sub-02_ses-1']
+    assert [path.name for path in images] == [f'{stem}_ct.nii.gz' for stem in stems]
+    assert [path.name[:12] for path in masks] == stems
+    assert [one.person for one in files_of(images, masks, None)] == ['sub-01', 'sub-01', 'sub-02']
+
+
 def test_options_that_do_not_go_together(capsys, tmp_path) -> None:
     for more, named in (
         (['--masks', 'a.nii'], 'are for a list of images'),
@@ -202,19 +215,6 @@ def test_a_training_starts_from_weights(people, quick, tmp_path) -> None:
     assert not (tmp_path / 'third').exists()
 
 
-# Validation and averages
-
-
-def test_validation_and_labels_are_learned_from_and_logged(people, quick, tmp_path) -> None:
-    options = {**TINY, 'steps_per_epoch': 2, 'epochs': 2, 'threads': 1, 'eval_every': 1}
-    more = make_people(tmp_path / 'kept', 5)
-    weights = train(
-        more['images'], tmp_path, labels=more['labels'], held_out=[str(more['images'][4]),
-        more['images'][3].name], dice_weight=0.5, **options,
-    )  # fmt: skip
-    rows = [line.split(',') for line in weights.with_name('history.csv').read_text().splitlines()]
-    last = dict(zip(rows[0], map(float, rows[-1]), strict=True))
-    assert 0 < last['dice_loss'] < 1 and len(rows) == 3
 def test_a_unet_starts_from_weights_for_another_grid_or_organ(people, quick, tmp_path) -> None:
     encoder = EncoderConfig(25, 'group', 'unet')
     options = {**TINY, 'encoder': encoder, 'steps_per_epoch': 1, 'epochs': 1, 'threads': 1}
@@ -229,6 +229,19 @@ def test_a_unet_starts_from_weights_for_another_grid_or_organ(people, quick, tmp
         assert torch.allclose(value.float(), start.float(), atol=1e-3), name
 
 
+# Validation and averages
+
+
+def test_validation_and_labels_are_learned_from_and_logged(people, quick, tmp_path) -> None:
+    options = {**TINY, 'steps_per_epoch': 2, 'epochs': 2, 'threads': 1, 'eval_every': 1}
+    more = make_people(tmp_path / 'kept', 5)
+    weights = train(
+        more['images'], tmp_path, labels=more['labels'], held_out=[str(more['images'][4]),
+        more['images'][3].name], dice_weight=0.5, **options,
+    )  # fmt: skip
+    rows = [line.split(',') for line in weights.with_name('history.csv').read_text().splitlines()]
+    last = dict(zip(rows[0], map(float, rows[-1]), strict=True))
+    assert 0 < last['dice_loss'] < 1 and len(rows) == 3
     assert 0 < last['validation_dice_before'] < 1 and last['validation_folds_percent'] == 0
     assert last['validation_tre_mm'] > 0 and last['validation_inverse_consistency_mm'] >= 0
     best = load_model(weights.with_name('best.safetensors')).provenance['last_epoch']

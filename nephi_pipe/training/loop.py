@@ -23,6 +23,7 @@ from ..field.model import ModelConfig, NePhiModel
 from ..learning.optimise import Progress
 from ..presets import Preset
 from .batch import Batch
+from .breathing import Breaths
 from .config import TrainingConfig
 from .lattice_loss import LatticeLosses
 from .loss import dice_loss, pair_losses, supervised_loss
@@ -129,6 +130,8 @@ class TrainingRun:
         Weights to start from.
     started_from
         What these are, for the records.
+    breaths
+        Motions of simulated pairs.
     """
 
     def __init__(
@@ -143,7 +146,9 @@ class TrainingRun:
         accelerator: Any,
         start: NePhiModel | None = None,
         started_from: str = '',
+        breaths: Breaths | None = None,
     ) -> None:
+        self.breaths = breaths
         self.config, self.subjects, self.accelerator = config, subjects, accelerator
         self.chosen = replace(chosen, optimisation=config.loss.for_points(chosen.optimisation))
         self.model = start or NePhiModel(
@@ -157,7 +162,7 @@ class TrainingRun:
         self.state = State(folder, self.model, self.average, self.optimiser, config, data)
         self.state.started_from = started_from
         self.records = Records(folder, self.state)
-        self.validation = Validation(kept, chosen.margin_mm, config)
+        self.validation = Validation(kept, chosen, config, breaths)
 
     def _losses(self) -> nn.Module:
         """The loss at random points, or on a lattice that fits all images."""
@@ -228,7 +233,15 @@ class TrainingRun:
             return Batch.draw(self._stack, scale_mm, size, augmentation, generator)
         margin_mm, place = self.chosen.margin_mm, self.model.frame_for
         return [
-            draw_pair(self.subjects, margin_mm, place, augmentation, generator)
+            draw_pair(
+                self.subjects,
+                margin_mm,
+                place,
+                augmentation,
+                generator,
+                within=self.chosen.lungs,
+                breaths=self.breaths,
+            )
             for _ in range(size)
         ]
 

@@ -16,7 +16,7 @@ from ..learning.regularity import point_regularity
 from ..learning.settings import OptimisationSettings
 from ..learning.similarity import global_ncc_loss, mean_difference_loss
 from .augment import Warp
-from .pairs import StoredVolume
+from .stored import StoredVolume
 
 Points = tuple[Tensor, Tensor]
 
