@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import NothingSelectedError, UsageError
+from ..presets import preset
 from .query import SCANS, Catalogue, Scan, choose_participants, find_participants, shorten
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def find_training_scans(
     Returns
     -------
     Images, sorted; masks and labels in the same order, or None. Of a person with several scans the
-    first is taken: pairs are to be of different people.
+    first is taken, pairs are of different people; of lungs all are, pairs are of one person.
 
     Raises
     ------
@@ -51,7 +52,8 @@ def find_training_scans(
     named = dict(_named(text) for text in derivatives)
     catalogue = Catalogue(bids_dir, people, derivatives=named, modality=modality)
     found = {label: catalogue.scans(label) for label in people}
-    scans = [several[0] for several in found.values() if several]
+    taken = None if preset(modality).lungs else 1
+    scans = [scan for several in found.values() for scan in several[:taken]]
     if not scans:
         raise NothingSelectedError(
             f'No {catalogue.expected} matches in "{bids_dir}"; expected files like '

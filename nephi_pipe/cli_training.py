@@ -8,8 +8,8 @@ from typing import Any
 from .arguments import MODALITIES, add_command, add_resources, count, period, positive
 
 FIELDS = ('compact', 'published')
-AUGMENTATIONS = ('none', 'published', 'mixed', 'posed')
-TRAINING_PRESETS = ('brain', 'lung-single-res')
+AUGMENTATIONS = ('none', 'published', 'mixed', 'posed', 'breathing')
+TRAINING_PRESETS = ('brain', 'lung', 'lung-single-res')
 
 TRAIN_DESCRIPTION = """\
 Train weights on random pairs of images; nothing but the images is needed. This command alone needs
@@ -56,6 +56,15 @@ def add_train(commands: Any) -> None:
     data.add_argument(
         '--validation', nargs='+', default=[], metavar='LABEL|FILE',
         help='images or people that are only validated on',
+    )  # fmt: skip
+    data.add_argument(
+        '--motions', type=Path, nargs='+', metavar='FILE.tsv',
+        help='landmarks of lungs in two breath states (columns exp_x to insp_z, mm): simulated '
+        'pairs breathe like that',
+    )  # fmt: skip
+    data.add_argument(
+        '--motion-lungs', type=Path, nargs='+', metavar='FILE',
+        help='masks of the lungs of --motions at expiration, in the same order',
     )  # fmt: skip
     data.add_argument(
         '--cache', type=Path, metavar='DIR',

@@ -199,6 +199,8 @@ def train(arguments: argparse.Namespace) -> None:
         masks=masks,
         labels=labels,
         held_out=arguments.validation,
+        motions=arguments.motions,
+        motion_lungs=arguments.motion_lungs,
         config=config,
         weights=arguments.weights,
         coarse=arguments.coarse,

@@ -60,7 +60,7 @@ class LandmarkMotion:
         """What is on one 'side' of the middle of the lungs, 'left' or 'right' of the person."""
         if side not in ('left', 'right'):
             raise UsageError(f'There is no side "{side}"; expected "left" or "right".')
-        middle = _box(self.lungs).mean(axis=0)[0]
+        middle = box_of(self.lungs).mean(axis=0)[0]
 
         def chosen(points: np.ndarray) -> np.ndarray:
             return (points[:, 0] > middle) == (side == 'right')
@@ -80,7 +80,7 @@ class LandmarkMotion:
             Mask of the other's lungs in the state of ``start``.
         """
         target = lung_points(lungs)
-        (low, high), (to_low, to_high) = _box(self.lungs), _box(target)
+        (low, high), (to_low, to_high) = box_of(self.lungs), box_of(target)
         scale = (to_high - to_low) / (high - low)
         affine = np.eye(4)
         affine[:3, :3], affine[:3, 3] = np.diag(scale), to_low - scale * low
@@ -216,7 +216,7 @@ def _lattice_around(points: np.ndarray) -> Grid:
     return Grid(tuple(np.ceil((high - low) / SPACING_MM).astype(int) + 1), affine)
 
 
-def _box(points: np.ndarray) -> np.ndarray:
+def box_of(points: np.ndarray) -> np.ndarray:
     """Lower and upper end of points along the axes, (2, 3) mm."""
     return np.percentile(points, _BOX_PERCENTILES, axis=0)
 

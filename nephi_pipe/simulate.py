@@ -82,6 +82,10 @@ class Diffeomorphism:
         """Determinant of the derivative at ``points`` (..., 3), shape (...), always positive."""
         return np.linalg.det(self.jacobian(points))
 
+    def velocity_at(self, points: np.ndarray) -> np.ndarray:
+        """The velocity at ``points`` (..., 3), mm in unit time."""
+        return self.steps * self._step(np.asarray(points, dtype=float))
+
     @property
     def inverse(self) -> InverseDiffeomorphism:
         """The inverse map, with the same methods."""

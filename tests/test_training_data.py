@@ -334,7 +334,8 @@ def test_a_warp_is_smooth_invertible_and_as_large_as_asked() -> None:
 def test_a_simulated_pair_agrees_where_its_warp_says(subjects) -> None:
     pair = draw(subjects, Augmentation(simulated=1.0))
     assert pair.warp is not None and pair.fixed is pair.moving
-    pair = simulate(place_pair(*subjects[:2], 6.0, lambda *f: f, STILL, seeded()), 15.0, seeded())
+    still = place_pair(*subjects[:2], 6.0, lambda *f: f, STILL, seeded())
+    pair = simulate(still, Augmentation(simulated_mm=15.0), seeded())
     fixed, moving = pair.volumes('cpu')
     points, others = pair.random_points(1500, seeded(), 'cpu')
     np.testing.assert_allclose(fixed.sample(points), moving.sample(pair.warp(points)), atol=1e-5)

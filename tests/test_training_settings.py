@@ -1,9 +1,11 @@
 """What decides a training: configs, named ones, options, and what is refused."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
+from lung_data import make_lungs
 from training_people import make_people, make_quick
 from training_run import FIELD, TINY
 
@@ -12,11 +14,13 @@ from nephi_pipe.bids_app.training_scans import find_training_scans
 from nephi_pipe.demo import DATASET, LABELS
 from nephi_pipe.errors import NoInputError, NothingSelectedError, UsageError
 from nephi_pipe.field.config import PUBLISHED
+from nephi_pipe.field.encoder import EncoderConfig
 from nephi_pipe.interfaces.train import SETTINGS
 from nephi_pipe.presets import preset
 from nephi_pipe.training import run, train
 from nephi_pipe.training.checkpoint import load_model, save_model
 from nephi_pipe.training.config import PRESETS, TrainingConfig, read_config, to_toml
+from nephi_pipe.training.files import files_of
 from nephi_pipe.training.settings import AUGMENTATIONS, Loss, Schedule
 
 
@@ -150,6 +154,17 @@ def test_scans_of_a_data_set() -> None:
         find_training_scans(DATASET, modality='other')
 
 
+def test_of_lungs_all_scans_of_a_person_are_taken(tmp_path) -> None:
+    people = {'01': {'ses-1': 1.0, 'ses-2': 1.1}, '02': {'ses-1': 1.0}}
+    root = make_lungs(tmp_path / 'bids', people)
+    manual = str(root / 'derivatives' / 'manual')
+    images, masks, _ = find_training_scans(root, derivatives=[manual], modality='lung')
+    stems = ['sub-01_ses-1', 'sub-01_ses-2', 'sub-02_ses-1']
+    assert [path.name for path in images] == [f'{stem}_ct.nii.gz' for stem in stems]
+    assert [path.name[:12] for path in masks] == stems
+    assert [one.person for one in files_of(images, masks, None)] == ['sub-01', 'sub-01', 'sub-02']
+
+
 def test_options_that_do_not_go_together(capsys, tmp_path) -> None:
     for more, named in (
         (['--masks', 'a.nii'], 'are for a list of images'),
@@ -198,6 +213,20 @@ def test_a_training_starts_from_weights(people, quick, tmp_path) -> None:
             train(images, tmp_path / 'third', weights=start, **{**options, **changed})
         assert str(start) in str(refusal.value)
     assert not (tmp_path / 'third').exists()
+
+
+def test_a_unet_starts_from_weights_for_another_grid_or_organ(people, quick, tmp_path) -> None:
+    encoder = EncoderConfig(25, 'group', 'unet')
+    options = {**TINY, 'encoder': encoder, 'steps_per_epoch': 1, 'epochs': 1, 'threads': 1}
+    images = people['images']
+    first = train(images, tmp_path / 'first', **options)
+    changed = {**options, 'grid': 33, 'encoder': replace(encoder, grid=33), 'modality': 'other'}
+    second = train(images, tmp_path / 'second', weights=first, **{**changed, 'warm_up': 10**6})
+    before, after = load_model(first), load_model(second)
+    assert (after.config.field.local_size, after.config.modality) == (17, 'other')
+    for name, value in after.named_parameters():
+        start = dict(before.named_parameters())[name]
+        assert torch.allclose(value.float(), start.float(), atol=1e-3), name
 
 
 # Validation and averages

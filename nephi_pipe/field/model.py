@@ -122,6 +122,14 @@ class NePhiModel(nn.Module):
         """The models that predict one after the other, coarse to fine; this one comes last."""
         return [*([] if self.coarse is None else self.coarse.stages), self]
 
+    def with_config(self, config: ModelConfig) -> NePhiModel:
+        """The same weights, with a scale, a modality or numbers of nodes that they do not hold."""
+        if config == self.config:
+            return self
+        model = NePhiModel(config, torch.Generator().manual_seed(0)).to(self.frequencies)
+        model.load_state_dict(self.state_dict())
+        return model
+
     def frame_for(self, frame: Frame, extent: Sequence[float]) -> tuple[Frame, list[float]]:
         """The model's own frame for a pair of which one that fits is given, and its extents.
 

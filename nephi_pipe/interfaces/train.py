@@ -18,7 +18,17 @@ from nipype.interfaces.base import (
 from .common import given
 from .register import MODALITIES
 
-FILES = ('masks', 'labels', 'held_out', 'weights', 'coarse', 'cache', 'device')
+FILES = (
+    'masks',
+    'labels',
+    'held_out',
+    'motions',
+    'motion_lungs',
+    'weights',
+    'coarse',
+    'cache',
+    'device',
+)
 """Inputs that go to the training under the same name."""
 
 SETTINGS = (
@@ -51,6 +61,12 @@ class NePhiTrainInputSpec(BaseInterfaceInputSpec):
     held_out = traits.List(
         traits.Str, desc='images that are only validated on: paths, names or labels of people'
     )
+    motions = InputMultiObject(
+        File(exists=True), desc='landmarks of lungs in two breath states, for simulated pairs'
+    )
+    motion_lungs = InputMultiObject(
+        File(exists=True), desc='masks of those lungs at expiration, in the same order'
+    )
     config = File(exists=True, desc='train config (TOML), such as each training writes')
     preset = traits.Enum('lung-single-res', xor=['config'], desc='a published training')
     weights = File(exists=True, desc='weights to start from, with a fresh optimiser')
@@ -64,7 +80,9 @@ class NePhiTrainInputSpec(BaseInterfaceInputSpec):
     modality = traits.Enum(*MODALITIES, desc='preset of settings (default: brain)')
     field = traits.Enum('compact', 'published', desc='sizes of the networks')
     grid = traits.Range(low=23, desc='nodes along each axis of the images that the encoder sees')
-    augmentation = traits.Enum('none', 'published', 'mixed', desc='how pairs are varied')
+    augmentation = traits.Enum(
+        'none', 'published', 'mixed', 'breathing', desc='how pairs are varied'
+    )
     epochs = traits.Range(low=1, desc='passes, with a checkpoint after each')
     steps_per_epoch = traits.Range(low=1, desc='random pairs (or batches of them) of a pass')
     batch_size = traits.Range(low=1, desc='pairs of a step')

@@ -40,12 +40,26 @@ class PointWarp(Protocol):
 def shared_turn(
     augmentation: Augmentation, center_mm: np.ndarray, generator: torch.Generator
 ) -> np.ndarray:
-    """4x4: an axis permutation with flips about a point, or nothing."""
-    if float(torch.rand(1, generator=generator)) >= augmentation.flips:
-        return np.eye(4)
-    order = torch.randperm(3, generator=generator).numpy()
-    signs = torch.randint(2, (3,), generator=generator).numpy() * 2 - 1
-    return _about(np.eye(3)[order] * signs, center_mm)
+    """4x4: an axis permutation with flips about a point, a rotation and a mirror, or nothing."""
+    matrix = np.eye(3)
+    if float(torch.rand(1, generator=generator)) < augmentation.flips:
+        order = torch.randperm(3, generator=generator).numpy()
+        signs = torch.randint(2, (3,), generator=generator).numpy() * 2 - 1
+        matrix = np.eye(3)[order] * signs
+    if augmentation.turn_degrees or augmentation.mirror:
+        matrix = matrix @ turn_and_mirror(augmentation, generator).double().numpy()
+    return _about(matrix, center_mm)
+
+
+def turn_and_mirror(augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """3x3: a small rotation about a random axis and a change of size, maybe a mirror across x."""
+    axis = F.normalize(torch.randn(3, generator=generator), dim=0)
+    angle = torch.deg2rad(augmentation.turn_degrees * torch.randn(1, generator=generator))
+    x, y, z = (axis * angle).tolist()
+    rotation = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
+    size = torch.exp(augmentation.affine * torch.randn(1, generator=generator))
+    mirrored = float(torch.rand(1, generator=generator)) < augmentation.mirror
+    return rotation * size * torch.tensor([-1.0 if mirrored else 1.0, 1.0, 1.0])
 
 
 def noisy_affine(
@@ -109,13 +123,14 @@ class Warp:
         velocity = wanted * torch.randn(nodes, nodes, nodes, 3, generator=generator)
         probes = (torch.rand(_PROBES, 3, generator=generator) * 2 - 1) * torch.tensor(extent)
         for _ in range(2):  # the second time takes in that a path bends
-            warp = cls._of(velocity)
+            warp = cls.of(velocity)
             reached = (warp(probes) - probes).norm(dim=1).max()
             velocity = velocity * (wanted / reached)
-        return cls._of(velocity)
+        return cls.of(velocity)
 
     @classmethod
-    def _of(cls, velocity: Tensor) -> Warp:
+    def of(cls, velocity: Tensor) -> Warp:
+        """That of a velocity's coefficients, (n, n, n, 3), in as many steps as it needs."""
         # A derivative of a B-spline is a mean of differences of its coefficients (de Boor).
         apart = 2 / (len(velocity) - 1)
         bound = [velocity.diff(dim=axis).norm(dim=-1).max() / apart for axis in range(3)]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .augment import BIAS_NODES
+from .augment import BIAS_NODES, turn_and_mirror
 from .settings import Augmentation
 from .stack import Stack
 
@@ -50,7 +50,7 @@ class Batch:
         """Pairs of two different subjects; both turned and mirrored alike, each sheared a bit."""
         people = len(stack.images)
         pairs = [torch.randperm(people, generator=generator)[:2] for _ in range(size)]
-        turns = torch.stack([_turn(augmentation, generator) for _ in pairs])
+        turns = torch.stack([turn_and_mirror(augmentation, generator) for _ in pairs])
         shift = augmentation.shift_mm / scale_mm * torch.randn(size, 3, 1, generator=generator)
         noise = augmentation.affine * torch.randn(2, size, 3, 4, generator=generator)
         shear = torch.eye(3) + noise[..., :3]
@@ -138,17 +138,6 @@ class Batch:
         for number, along in enumerate(coordinates):
             at = at + along * theta[..., number]
         return at
-
-
-def _turn(augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """3x3: a small rotation about a random axis and a change of size, maybe a mirror across x."""
-    axis = F.normalize(torch.randn(3, generator=generator), dim=0)
-    angle = torch.deg2rad(augmentation.turn_degrees * torch.randn(1, generator=generator))
-    x, y, z = (axis * angle).tolist()
-    rotation = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
-    size = torch.exp(augmentation.affine * torch.randn(1, generator=generator))
-    mirrored = float(torch.rand(1, generator=generator)) < augmentation.mirror
-    return rotation * size * torch.tensor([-1.0 if mirrored else 1.0, 1.0, 1.0])
 
 
 def _contrasts(cubes: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:

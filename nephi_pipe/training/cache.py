@@ -55,7 +55,8 @@ def load_subjects(
     files
         The images; the first one's world is the common one.
     chosen
-        How images of this kind are prepared; features are those of its last level.
+        How images of this kind are prepared; features are those of its last level. Lungs are
+        only compared within a person, whose first image's world is then the common one.
     encoder_grid
         Nodes along each axis of the encoder's cube.
     folder
@@ -71,12 +72,12 @@ def load_subjects(
     _remove_leftovers(make_folder(folder))
     affines = _Affines(folder / AFFINES)
     entries = [_entry(one, chosen, encoder_grid, folder) for one in files]
-    subjects = []
+    subjects: list[Subject] = []
+    firsts: dict[str, Files] = {}
     for one, entry in zip(files, entries, strict=True):
-        matrix = np.eye(4)
-        if subjects:
-            matrix = affines.between(files[0], one, chosen)
-        subjects.append(replace(_open(entry), affine=matrix))
+        first = firsts.setdefault(one.person if chosen.lungs else '', one)
+        matrix = np.eye(4) if first is one else affines.between(first, one, chosen)
+        subjects.append(replace(_open(entry), affine=matrix, person=one.person))
     return subjects
 
 
@@ -200,6 +201,7 @@ def _open(path: Path) -> Subject:
         arrays.get('labels'),
         np.eye(4),
         meta['name'],
+        '',
     )
 
 
@@ -260,14 +262,15 @@ class _Affines:
             found = {}
         found = found.items() if isinstance(found, dict) else ()
         self._known = {key: value for key, value in found if _is_affine(value)}
-        self._first: Prepared | None = None
+        self._first: tuple[Path, Prepared] | None = None
 
     def between(self, first: Files, other: Files, chosen: Preset) -> np.ndarray:
         """4x4, the first image's mm to the other's."""
         key = f'{first.aligned_by} {other.aligned_by}'
         if key not in self._known:
-            self._first = self._first or prepared_of(first, chosen)
-            a, b = self._first, prepared_of(other, chosen)
+            if self._first is None or self._first[0] != first.image:
+                self._first = first.image, prepared_of(first, chosen)
+            a, b = self._first[1], prepared_of(other, chosen)
             self._known[key] = affine_stage.estimate_affine(
                 a.data, a.grid, b.data, b.grid, a.weight, b.weight
             ).tolist()

@@ -95,7 +95,9 @@ def _predicted(
 ) -> list[NePhiField]:
     """The maps of one stage, in single precision."""
     device, size = model.frequencies.device, model.config.encoder.grid
-    cubes = [pair.cubes(size, str(device), augmentation, generator) for pair in pairs]
+    # Half precision is for the encoder: places in an image need all of theirs.
+    with torch.autocast(device.type, enabled=False):
+        cubes = [pair.cubes(size, str(device), augmentation, generator) for pair in pairs]
     global_codes, local_codes = codes_of(model, torch.stack(cubes))
     with torch.autocast(device.type, enabled=False):
         return model.fields(global_codes, local_codes, [pair.extent for pair in pairs])

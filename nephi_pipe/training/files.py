@@ -43,6 +43,12 @@ class Files:
             self.checksums[kind] for kind in ('image', 'mask') if kind in self.checksums
         )
 
+    @property
+    def person(self) -> str:
+        """Label of the person in a name of BIDS form; of another name each is a person's own."""
+        name = self.image.name
+        return name.partition('_')[0] if name.startswith('sub-') else str(self.image)
+
     def is_called(self, name: str) -> bool:
         """Whether ``name`` means this image: its path, its file name, or its person's label."""
         label = name.removeprefix('sub-')

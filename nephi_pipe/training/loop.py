@@ -23,6 +23,7 @@ from ..field.model import ModelConfig, NePhiModel
 from ..learning.optimise import Progress
 from ..presets import Preset
 from .batch import Batch
+from .breathing import Breaths
 from .coarse_stage import is_trained, predict_stages
 from .config import TrainingConfig
 from .lattice_loss import LatticeLosses
@@ -132,6 +133,8 @@ class TrainingRun:
         The first stage, of weights that are new otherwise.
     started_from
         Checksums of the files of these, by name.
+    breaths
+        Motions of simulated pairs.
     """
 
     def __init__(
@@ -147,7 +150,9 @@ class TrainingRun:
         start: NePhiModel | None = None,
         coarse: NePhiModel | None = None,
         started_from: Mapping[str, str] | None = None,
+        breaths: Breaths | None = None,
     ) -> None:
+        self.breaths = breaths
         self.config, self.subjects, self.accelerator = config, subjects, accelerator
         self.chosen = replace(chosen, optimisation=config.loss.for_points(chosen.optimisation))
         self.model = start or NePhiModel(
@@ -167,7 +172,7 @@ class TrainingRun:
         self.state.started_from = files.get('weights', '')
         self.state.coarse = files.get('coarse', '')
         self.records = Records(folder, self.state)
-        self.validation = Validation(kept, chosen.margin_mm, config)
+        self.validation = Validation(kept, chosen, config, breaths)
 
     def _losses(self) -> nn.Module:
         """The loss at random points, or on a lattice that fits all images."""
@@ -238,7 +243,15 @@ class TrainingRun:
             return Batch.draw(self._stack, scale_mm, size, augmentation, generator)
         margin_mm, place = self.chosen.margin_mm, self.model.frame_for
         return [
-            draw_pair(self.subjects, margin_mm, place, augmentation, generator)
+            draw_pair(
+                self.subjects,
+                margin_mm,
+                place,
+                augmentation,
+                generator,
+                within=self.chosen.lungs,
+                breaths=self.breaths,
+            )
             for _ in range(size)
         ]
 

@@ -15,8 +15,8 @@ from ..field.deformation import NePhiField
 from ..learning.regularity import point_regularity
 from ..learning.settings import OptimisationSettings
 from ..learning.similarity import global_ncc_loss, mean_difference_loss
-from .augment import PointWarp, Warp
-from .pairs import StoredVolume
+from .augment import PointWarp
+from .stored import StoredVolume
 
 Points = tuple[Tensor, Tensor]
 
@@ -63,7 +63,7 @@ def pair_losses(
 
 
 def supervised_loss(
-    field: NePhiField, warp: Warp, points: Tensor, coarse: PointWarp | None = None
+    field: NePhiField, warp: PointWarp, points: Tensor, coarse: PointWarp | None = None
 ) -> Tensor:
     """Mean squared error against a known map, both ways, over the mean square of what it moves.
 

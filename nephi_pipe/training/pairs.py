@@ -3,90 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Frame, Grid, apply_affine
+from ..field.interpolate import separable, spline_weights
+from ..geometry import Frame, apply_affine
 from ..learning.volume import Volume
 from .augment import PointWarp, Warp, intensities, noisy_affine, shared_turn
+from .breathing import AffineMap, Breaths, Chain, log_volume, with_density
 from .settings import Augmentation
+from .stored import StoredVolume
 from .subject import Subject
 
+_COARSE = 21
+"""Nodes along an axis at which a warp is evaluated for the encoder, which sees no finer."""
+
+_PROBES = 1000
+_MISALIGNED = 0.2
+"""Noise on the affine between two breath states, in units of that on poses."""
+
 Place = Callable[[Frame, list[float]], tuple[Frame, list[float]]]
-
-
-class StoredVolume:
-    """Channels of a subject, linearly interpolated at normalised points, zero outside.
-
-    As :class:`nephi_pipe.learning.volume.Volume`, for channels that lie next to each other: only
-    the voxels around the points are read.
-
-    Parameters
-    ----------
-    channels
-        (X, Y, Z, C) of any type of number; the outer voxels are zero.
-    grid, frame
-        Where the voxels are, and the coordinates in which points are given.
-    world
-        4x4, mm of the frame to mm of the grid.
-    warp
-        A deformation of the points, before everything else.
-    """
-
-    def __init__(
-        self,
-        channels: Tensor,
-        grid: Grid,
-        frame: Frame,
-        world: np.ndarray,
-        warp: PointWarp | None = None,
-    ) -> None:
-        self._shape = channels.shape[:3]
-        self._flat = channels.reshape(-1, channels.shape[-1])
-        to_index = grid.inverse_affine @ world
-        matrix = to_index[:3, :3] * frame.scale_mm
-        offset = apply_affine(to_index, np.array(frame.center_mm))
-        device = channels.device
-        self._matrix = torch.from_numpy(matrix.T.copy()).float().to(device)
-        self._offset = torch.from_numpy(offset).float().to(device)
-        self._warp = warp
-
-    def sample(self, points: Tensor) -> Tensor:
-        """Values (N, C) at normalised points (N, 3); differentiable in the points."""
-        index, weights = self._corners(points)
-        return (weights[..., None] * self._flat[index].float()).sum(dim=1)
-
-    def shares(self, points: Tensor, classes: Tensor) -> Tensor:
-        """Shares (N, K) of the labels ``classes`` (K,) in the first channel, differentiable."""
-        index, weights = self._corners(points)
-        same = self._flat[index][..., 0, None] == classes
-        return (weights[..., None] * same).sum(dim=1)
-
-    def nearest(self, points: Tensor) -> Tensor:
-        """Values (N,) of the first channel in the voxels that weigh most."""
-        index, weights = self._corners(points)
-        best = weights.argmax(dim=1, keepdim=True)
-        return self._flat[index.gather(1, best)[:, 0], 0]
-
-    def _corners(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Flat indices and weights (N, 8) of the voxels around points."""
-        if self._warp is not None:
-            points = self._warp(points)
-        position = torch.addmm(self._offset, points, self._matrix)
-        index = torch.zeros(len(points), 1, dtype=torch.long, device=points.device)
-        weights = torch.ones(len(points), 1, device=points.device)
-        for axis, size in enumerate(self._shape):
-            along = position[:, axis].clamp(0, size - 1)
-            first = along.detach().floor().clamp_max(size - 2)
-            t = along - first
-            both = torch.stack([first.long(), first.long() + 1], dim=1)
-            index = (index[:, :, None] * size + both[:, None]).flatten(1)
-            weights = (weights[:, :, None] * torch.stack([1 - t, t], dim=1)[:, None]).flatten(1)
-        return index, weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +45,10 @@ class TrainingPair:
         Half the size of the box around both masks, normalised.
     warp
         In a simulated pair, the map from the fixed to the moving image; else None.
+    shown
+        How points are moved before the fixed and the moving image are read, None for not at all.
+    breath
+        The part of the first of them that the fixed image's density follows.
     moving_warp
         What earlier stages found: the moving image is seen through it. None before the first.
     """
@@ -114,14 +58,21 @@ class TrainingPair:
     worlds: tuple[np.ndarray, np.ndarray]
     frame: Frame
     extent: list[float]
-    warp: Warp | None = None
+    warp: PointWarp | None = None
+    shown: tuple[PointWarp | None, PointWarp | None] = (None, None)
+    breath: Warp | None = None
     moving_warp: PointWarp | None = None
+
+    @cached_property
+    def log_volumes(self) -> tuple[Tensor | None, None]:
+        """Of both images what the density follows, on a coarse lattice."""
+        return (None if self.breath is None else log_volume(self.breath, _COARSE)), None
 
     def volumes(self, device: str) -> tuple[StoredVolume, StoredVolume]:
         """Feature channels of both images, read at points of the frame."""
         fixed, moving = (
-            StoredVolume(side.channels_on(device), side.grid, self.frame, world, warp)
-            for side, world, warp in self._sides
+            StoredVolume(side.channels_on(device), side.grid, self.frame, world, warp, change)
+            for (side, world, warp), change in zip(self._sides, self.log_volumes, strict=True)
         )
         return fixed, moving
 
@@ -143,11 +94,18 @@ class TrainingPair:
         found = []
         for side, world, warp in self._sides:
             points = side.random_points(count, generator)
-            points = apply_affine(np.linalg.inv(world), points)
-            points = (points - np.array(self.frame.center_mm)) / self.frame.scale_mm
-            points = torch.from_numpy(points).float().to(device)
+            points = self._normalised(points, world).to(device)
             found.append(points if warp is None else warp.back(points))
         return found[0], found[1]
+
+    def normalised(self, points_mm: np.ndarray, side: int) -> Tensor:
+        """Points (N, 3) of the fixed (0) or moving (1) image's world, before they are moved."""
+        return self._normalised(points_mm, self.worlds[side])
+
+    def _normalised(self, points_mm: np.ndarray, world: np.ndarray) -> Tensor:
+        points = apply_affine(np.linalg.inv(world), points_mm)
+        points = (points - np.array(self.frame.center_mm)) / self.frame.scale_mm
+        return torch.from_numpy(points).float()
 
     def cubes(
         self, size: int, device: str, augmentation: Augmentation, generator: torch.Generator
@@ -156,11 +114,13 @@ class TrainingPair:
         axis = torch.linspace(-1, 1, size, device=device)
         nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing='ij'), dim=-1)
         found = []
-        for side, world, warp in self._sides:
+        for (side, world, warp), change in zip(self._sides, self.log_volumes, strict=True):
             data = torch.from_numpy(side.thumbnail.data).to(device)
             volume = Volume(data[None], side.thumbnail.grid, self.frame, world)
             at = nodes if warp is None else nodes + _on_nodes(warp, size, device)
             cube = volume.sample(at.reshape(-1, 3)).view(size, size, size)
+            if change is not None:
+                cube = with_density(cube, _finer(change.to(device), size)[..., 0])
             found.append(intensities(cube, augmentation, generator))
         return torch.stack(found)
 
@@ -184,10 +144,10 @@ class TrainingPair:
 
     @property
     def _sides(self) -> tuple[tuple[Subject, np.ndarray, PointWarp | None], ...]:
-        return (
-            (self.fixed, self.worlds[0], self.warp),
-            (self.moving, self.worlds[1], self.moving_warp),
-        )
+        fixed, moving = self.shown
+        if self.moving_warp is not None:
+            moving = self.moving_warp if moving is None else Chain((self.moving_warp, moving))
+        return (self.fixed, self.worlds[0], fixed), (self.moving, self.worlds[1], moving)
 
     def _labels(self, points: Tensor, side: int) -> np.ndarray:
         subject, world, warp = self._sides[side]
@@ -204,18 +164,37 @@ def draw_pair(
     place: Place,
     augmentation: Augmentation,
     generator: torch.Generator,
+    *,
+    within: bool = False,
+    breaths: Breaths | None = None,
 ) -> TrainingPair:
     """Two different subjects at random, or one twice, in a pose at random.
 
-    ``place`` turns the frame that just fits, and its extents, into the one of the maps.
+    Parameters
+    ----------
+    subjects
+        To draw from.
+    margin_mm, place
+        ``place`` turns the frame that just fits, and its extents, into the one of the maps.
+    augmentation, generator
+        How pairs are varied, and the source of all draws.
+    within
+        Draw two scans of one person; of whom there is one scan, it is taken twice and warped.
+    breaths
+        Motions of simulated pairs.
     """
     first, second = torch.randperm(len(subjects), generator=generator)[:2].tolist()
     simulated = float(torch.rand(1, generator=generator)) < augmentation.simulated
-    fixed, moving = subjects[first], subjects[first if simulated else second]
+    fixed, moving = subjects[first], subjects[second]
+    if within:
+        others = [one for one in subjects if one.person == fixed.person and one is not fixed]
+        simulated = simulated or not others
+        if others:
+            moving = others[int(torch.randint(len(others), (1,), generator=generator))]
+    if simulated:
+        moving = fixed
     pair = place_pair(fixed, moving, margin_mm, place, augmentation, generator)
-    if not simulated:
-        return pair
-    return simulate(pair, augmentation.simulated_mm, generator)
+    return simulate(pair, augmentation, generator, breaths) if simulated else pair
 
 
 def place_pair(
@@ -247,11 +226,49 @@ def place_pair(
     return TrainingPair(fixed, moving, worlds, frame, extent)
 
 
-def simulate(pair: TrainingPair, largest_mm: float, generator: torch.Generator) -> TrainingPair:
+def simulate(
+    pair: TrainingPair,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    breaths: Breaths | None = None,
+) -> TrainingPair:
     """The moving image of a pair as both images, the fixed one warped by a random map."""
-    warp = Warp.random(largest_mm / pair.frame.scale_mm, pair.extent, generator)
     world = pair.worlds[1]
-    return TrainingPair(pair.moving, pair.moving, (world, world), pair.frame, pair.extent, warp)
+    pair = replace(pair, fixed=pair.moving, worlds=(world, world))
+    if breaths is not None:
+        return _breathing(pair, augmentation, generator, breaths)
+    largest = augmentation.simulated_mm / pair.frame.scale_mm
+    warp = Warp.random(largest, pair.extent, generator)
+    return replace(pair, warp=warp, shown=(warp, None))
+
+
+def _breathing(
+    pair: TrainingPair, augmentation: Augmentation, generator: torch.Generator, breaths: Breaths
+) -> TrainingPair:
+    """One image in two breath states, aligned by an affine that is about the best there is."""
+    scale_mm, world = pair.frame.scale_mm, pair.worlds[1]
+    anatomy: PointWarp = Chain(())
+    if augmentation.anatomy_mm:
+        anatomy = Warp.random(augmentation.anatomy_mm / scale_mm, pair.extent, generator)
+    probes = pair.normalised(pair.moving.random_points(_PROBES, generator), 1)
+    lungs = anatomy.back(probes)
+    largest = augmentation.breathing_mm / scale_mm
+    warp = breaths.warp(lungs, largest, np.linalg.det(world[:3, :3]) < 0, generator)
+    affine = AffineMap.closest(warp.back(lungs), lungs)
+    noise = replace(augmentation, affine=_MISALIGNED * augmentation.affine)
+    noise = noisy_affine(noise, np.zeros(3), 1.0, generator)[:3]
+    affine = affine.after(AffineMap(torch.from_numpy(noise).float()))
+    shown = Chain((warp, anatomy)), Chain((affine, anatomy))
+    hull = pair.normalised(pair.moving.hull_mm, 1)
+    margin = torch.tensor(pair.extent) - hull.abs().amax(dim=0)
+    reach = torch.cat([one.back(torch.cat([hull, probes])).abs() for one in shown]).amax(dim=0)
+    return replace(
+        pair,
+        extent=(reach + margin).clamp_max(1).tolist(),
+        warp=Chain((warp, affine.inverse)),
+        shown=shown,
+        breath=warp,
+    )
 
 
 def _on_nodes(warp: PointWarp, size: int, device: str) -> Tensor:
@@ -259,9 +276,14 @@ def _on_nodes(warp: PointWarp, size: int, device: str) -> Tensor:
     nodes = min(warp.nodes, size)
     axis = torch.linspace(-1, 1, nodes, device=device)
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing='ij'), dim=-1).view(-1, 3)
-    coarse = (warp(points) - points).view(1, *[nodes] * 3, 3).movedim(-1, 1)
-    fine = F.interpolate(coarse, size=(size,) * 3, mode='trilinear', align_corners=True)
-    return fine[0].movedim(0, -1)
+    return _finer((warp(points) - points).view(*[nodes] * 3, 3), size)
+
+
+def _finer(coarse: Tensor, size: int) -> Tensor:
+    """What is given on a coarse lattice (n, n, n, C), by cubic splines on a cube's nodes."""
+    nodes = len(coarse)
+    matrix = spline_weights(torch.linspace(0, nodes - 1, size), nodes).to(coarse)
+    return separable(coarse, [matrix] * 3)
 
 
 def _mean_dice(a: np.ndarray, b: np.ndarray) -> float:

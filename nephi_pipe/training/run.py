@@ -14,8 +14,11 @@ import torch
 from ..errors import UsageError
 from ..field.model import ModelConfig, NePhiModel
 from ..files import make_folder, remove_leftovers, sha256
+from ..images import load_mask
 from ..learning.optimise import Progress
+from ..motion import read_motion
 from ..presets import preset
+from .breathing import Breaths
 from .cache import load_subjects
 from .checkpoint import load_model
 from .config import TrainingConfig
@@ -29,6 +32,9 @@ from .subject import scale_of
 CACHE = 'cache'
 """Prepared images, in the folder of a training that is given no other."""
 
+BREATHING_MM = 20.0
+"""Largest mean displacement of a breath where motions are given and the augmentation says none."""
+
 EXTRA = ('accelerate', 'tensorboardX')
 
 
@@ -39,6 +45,8 @@ def train(
     masks: Sequence[FilePath] | None = None,
     labels: Sequence[FilePath] | None = None,
     held_out: Sequence[str] = (),
+    motions: Sequence[FilePath] | None = None,
+    motion_lungs: Sequence[FilePath] | None = None,
     config: TrainingConfig | None = None,
     weights: FilePath | None = None,
     coarse: FilePath | None = None,
@@ -70,6 +78,10 @@ def train(
         mean Dice at the points of each epoch, before and after.
     held_out
         Images that are only validated on: paths, file names or labels of people.
+    motions, motion_lungs
+        How lungs breathe in simulated pairs: tables of landmarks in two states, expiration and
+        inspiration (columns exp_x to insp_z, mm), and for each the mask of those lungs at
+        expiration.
     config
         Architecture, loss, augmentation, schedule; the defaults of the modality when None.
     weights
@@ -116,12 +128,17 @@ def train(
     """
     files = files_of(images, masks, labels)
     config = (config or TrainingConfig.of(changes.get('modality', 'brain'))).changed(**changes)
+    if motions and not config.augmentation.breathing_mm:
+        breathing = replace(config.augmentation, breathing_mm=BREATHING_MM)
+        config = config.changed(augmentation=breathing)
     config = config.checked()
+    moving = motion_files(motions, motion_lungs, config)
     used, kept = split(files, held_out)
     _check_extra()
     accelerator = _accelerator(device, config.training.precision)
     start = _start(weights, config)
     first = _coarse(coarse, start, config)
+    breaths = breaths_of(moving)
     folder = make_folder(output_dir)
     if threads:
         torch.set_num_threads(threads)
@@ -131,18 +148,22 @@ def train(
         subjects = load_subjects(
             [*used, *kept], chosen, config.encoder.grid, Path(cache or folder / CACHE)
         )
+    architecture = _architecture(config, scale_of(subjects, chosen.margin_mm), start, first)
+    if start is not None:
+        start = start.with_config(architecture)
     run = TrainingRun(
         folder,
-        _architecture(config, scale_of(subjects, chosen.margin_mm), start, first),
+        architecture,
         config,
         subjects[: len(used)],
         subjects[len(used) :],
-        _described(used, 'training') + _described(kept, 'validation'),
+        _described(training=used, validation=kept, motion=moving),
         chosen,
         accelerator,
         start,
         first,
         {name: sha256(path) for name, path in (('weights', weights), ('coarse', coarse)) if path},
+        breaths,
     )
     if resume and (folder / STATE).exists():
         run.state.restore()
@@ -161,9 +182,11 @@ def train(
 def _architecture(
     config: TrainingConfig, scale_mm: float, start: NePhiModel | None, coarse: NePhiModel | None
 ) -> ModelConfig:
-    """Sizes of the model; the scale is that of the weights or of the stage that there is."""
+    """Sizes of the model; the scale is that of a stage there is, or of weights for the organ."""
     if start is not None:
-        return replace(start.config, modality=config.modality)
+        if start.coarse is not None or start.config.modality == config.modality:
+            scale_mm = start.config.scale_mm
+        return replace(start.config, scale_mm=scale_mm, modality=config.modality)
     if coarse is not None:
         scale_mm = coarse.config.scale_mm
     stage = coarse and coarse.config
@@ -196,10 +219,18 @@ def _coarse(
 
 
 def _start(weights: FilePath | None, config: TrainingConfig) -> NePhiModel | None:
-    """The model in a file, in float32."""
+    """The model in a file, in float32.
+
+    Convolutions of a U-Net do not know how many nodes they see: another grid is no other network.
+    """
     if weights is None:
         return None
     model = load_model(weights)
+    if model.config.encoder.kind == 'unet':
+        encoder = replace(model.config.encoder, grid=config.encoder.grid)
+        if len(encoder.channels) == len(model.config.encoder.channels):
+            field = replace(model.config.field, local_size=encoder.local_size)
+            model = model.with_config(replace(model.config, field=field, encoder=encoder))
     own, wanted = (
         {**one.field.as_dict(), **one.encoder.as_dict()} for one in (model.config, config)
     )
@@ -216,8 +247,9 @@ def _start(weights: FilePath | None, config: TrainingConfig) -> NePhiModel | Non
     return model.float()
 
 
-def _described(files: Sequence[Files], use: str) -> list[dict[str, str]]:
-    return [{**one.checksums, 'use': use} for one in files]
+def _described(**files: Sequence[Files]) -> list[dict[str, str]]:
+    """Names and checksums of all files, and what they were used for."""
+    return [{**one.checksums, 'use': use} for use, several in files.items() for one in several]
 
 
 def _check_extra() -> None:
@@ -227,6 +259,33 @@ def _check_extra() -> None:
             f'Training needs {" and ".join(missing)}, which registering does not; expected the '
             "extra to be installed. Run: pip install 'nephi-pipe[train]'"
         )
+
+
+def motion_files(
+    motions: Sequence[FilePath] | None,
+    lungs: Sequence[FilePath] | None,
+    config: TrainingConfig,
+) -> list[Files]:
+    """Landmarks and masks of motions; UsageError where they do not go together."""
+    motions, lungs = motions or (), lungs or ()
+    if len(motions) != len(lungs):
+        raise UsageError(
+            f'Training was given {len(motions)} motion(s) and {len(lungs)} mask(s) of their '
+            'lungs; expected one for each in the same order.'
+        )
+    if config.augmentation.breathing_mm and not motions:
+        raise UsageError(
+            f'breathing_mm is {config.augmentation.breathing_mm:g} and there are no motions; '
+            'expected landmarks in two breath states. Give --motions and --motion-lungs.'
+        )
+    return [Files(Path(one), Path(mask)) for one, mask in zip(motions, lungs, strict=True)]
+
+
+def breaths_of(files: Sequence[Files]) -> Breaths | None:
+    """What simulated pairs breathe like; None without motions."""
+    if not files:
+        return None
+    return Breaths([read_motion(one.image, load_mask(one.mask)) for one in files])
 
 
 def _accelerator(device: str, precision: str) -> Any:

@@ -44,9 +44,17 @@ class Augmentation:
         Share of pairs that are one person and the same warped by a known diffeomorphism.
     simulated_mm
         Their largest displacements.
-    turn_degrees, shift_mm, mirror
-        On a lattice: standard deviations of a rotation and a shift of both images alike, and the
-        share of pairs that are mirrored across the sagittal plane.
+    breathing_mm
+        Above 0 simulated pairs of lungs breathe: the largest mean displacement, the least is a
+        fifth of it. The motions are given to the training.
+    anatomy_mm
+        Largest displacements of a random map of both images of a simulated pair alike: another
+        anatomy.
+    turn_degrees, mirror
+        Standard deviation of a rotation of both images alike, and the share of pairs that are
+        mirrored across the sagittal plane.
+    shift_mm
+        On a lattice: standard deviation of a shift of both images alike.
     """
 
     flips: float = 0.0
@@ -56,6 +64,8 @@ class Augmentation:
     noise: float = 0.0
     simulated: float = 0.0
     simulated_mm: float = 15.0
+    breathing_mm: float = 0.0
+    anatomy_mm: float = 0.0
     turn_degrees: float = 0.0
     shift_mm: float = 0.0
     mirror: float = 0.0
@@ -72,6 +82,17 @@ AUGMENTATIONS = {
     'mixed': Augmentation(affine=0.02, gamma=0.2, bias=0.2, noise=0.03, simulated=0.25),
     'posed': Augmentation(
         affine=0.025, gamma=0.25, bias=0.3, noise=0.05, turn_degrees=8.0, shift_mm=3.0, mirror=0.5
+    ),
+    'breathing': Augmentation(
+        affine=0.05,
+        gamma=0.2,
+        bias=0.2,
+        noise=0.05,
+        simulated=1.0,
+        breathing_mm=20.0,
+        anatomy_mm=15.0,
+        turn_degrees=5.0,
+        mirror=0.5,
     ),
 }
 """Named ones; 'published' is what the authors' code offers and their training did not use."""

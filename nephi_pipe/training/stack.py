@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputDataError
 from ..geometry import Frame, Grid, apply_affine
-from .pairs import StoredVolume
+from .stored import StoredVolume
 from .subject import Subject
 
 _MOST_CLASSES = 255

@@ -47,6 +47,8 @@ class Subject:
         4x4, mm of the first image's world to this one's.
     name
         Of the file, for messages.
+    person
+        Whose scan it is.
     """
 
     grid: Grid
@@ -57,6 +59,7 @@ class Subject:
     labels: np.ndarray | None
     affine: np.ndarray
     name: str
+    person: str
 
     @cached_property
     def on_device(self) -> dict[str, Tensor]:

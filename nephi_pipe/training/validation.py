@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..field.deformation import NePhiField
 from ..field.model import NePhiModel
+from ..presets import Preset
+from .breathing import Breaths
 from .coarse_stage import predict_stages
 from .config import TrainingConfig
 from .pairs import TrainingPair, place_pair, simulate
@@ -19,6 +21,9 @@ from .subject import Subject
 
 _SEED = 20_231_107
 _MOST_PAIRS = 6
+_BREATHS = 4
+"""Of each subject, which differ more than random maps."""
+
 _POINTS = 20_000
 _EXACT_POINTS = 4000
 _SLICE = 96
@@ -32,16 +37,23 @@ class Validation:
     ----------
     subjects
         People who were kept out; two or more for real pairs, one for simulated ones.
-    margin_mm
-        Of the frames.
+    chosen
+        The preset of the modality: of lungs, pairs are of one person.
     config
         Sizes, and how large simulated maps are.
+    breaths
+        Motions of simulated pairs.
     """
 
     def __init__(
-        self, subjects: Sequence[Subject], margin_mm: float, config: TrainingConfig
+        self,
+        subjects: Sequence[Subject],
+        chosen: Preset,
+        config: TrainingConfig,
+        breaths: Breaths | None = None,
     ) -> None:
-        self.subjects, self.margin_mm, self.config = subjects, margin_mm, config
+        self.subjects, self.chosen, self.config = subjects, chosen, config
+        self.breaths = breaths
 
     @torch.no_grad()
     def __call__(self, model: NePhiModel) -> tuple[dict[str, float], np.ndarray]:
@@ -56,11 +68,10 @@ class Validation:
         generator = torch.Generator().manual_seed(_SEED)
         rows, picture = [], None
         for number, (fixed, moving) in enumerate(self._pairs(generator)):
-            pair = place_pair(fixed, moving, self.margin_mm, model.frame_for, _STILL, generator)
-            simulated = fixed is moving
-            if simulated:
-                largest_mm = self.config.augmentation.simulated_mm
-                pair = simulate(pair, largest_mm, generator)
+            margin_mm = self.chosen.margin_mm
+            pair = place_pair(fixed, moving, margin_mm, model.frame_for, _STILL, generator)
+            if fixed is moving:
+                pair = simulate(pair, self._motion, generator, self.breaths)
             last = predict_stages(model, [pair], _STILL, generator)[-1]
             pair, field = last.pairs[0], last.fields[0]
             rows.append(self._score(field, pair, generator))
@@ -71,9 +82,22 @@ class Validation:
         return means, picture
 
     def _pairs(self, generator: torch.Generator) -> list[tuple[Subject, Subject]]:
-        pairs = list(itertools.permutations(self.subjects, 2))
+        pairs = [
+            (one, other)
+            for one, other in itertools.permutations(self.subjects, 2)
+            if not self.chosen.lungs or one.person == other.person
+        ]
         order = torch.randperm(len(pairs), generator=generator)[:_MOST_PAIRS].tolist()
-        return [pairs[number] for number in order] + [(one, one) for one in self.subjects]
+        breaths = 1 if self.breaths is None else _BREATHS
+        return [pairs[number] for number in order] + breaths * [
+            (one, one) for one in self.subjects
+        ]
+
+    @property
+    def _motion(self) -> Augmentation:
+        """How simulated pairs move; all else stays as it is."""
+        own = self.config.augmentation
+        return Augmentation(simulated_mm=own.simulated_mm, breathing_mm=own.breathing_mm)
 
     def _score(
         self, field: NePhiField, pair: TrainingPair, generator: torch.Generator
