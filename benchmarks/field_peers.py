@@ -22,12 +22,10 @@ import numpy as np
 
 from .peers import greedy
 
-NODE_MM, VOXEL_NODE_MM = 1.5, 1.0
+NODE_MM, VOXEL_NODE_MM = 1.75, 1.0
 """A field of coordinates is evaluated at nodes so far apart and read at voxels by the cubic spline
 through them: of NePhi's forward pass, the roughest, to .001 mm on average and .01 mm at most of
 4,000 random points. A voxel field may bend more between its nodes, and costs less there."""
-
-_SLAB = 8
 
 
 def nephi(fixed: Path, moving: Path, folder: Path, threads: int, steps: int | None = None) -> dict:
@@ -87,22 +85,21 @@ def save(
 
 def at_voxels(registration: Any, node_mm: float = NODE_MM) -> np.ndarray:
     """The displacement at the fixed voxels, float32 mm (X, Y, Z, 3)."""
-    from nephi_pipe.dense import FieldSide
-    from nephi_pipe.field.lattice import FrameLattice
+    import torch
 
-    frame, grid = registration.frame, registration.fixed_grid
-    lattice = FrameLattice(registration.field, node_mm / frame.scale_mm, inverse=False)
-    side = FieldSide(registration.field, frame, np.eye(4), False)
-    lower, upper = side.box(grid)
-    upper = np.minimum(upper + 1, grid.shape)
-    box = grid.cropped(lower, upper)
-    inner = np.empty((*box.shape, 3), dtype=np.float32)
-    for first in range(0, box.shape[0], _SLAB):
-        points = side.normalised(box.points(first, min(first + _SLAB, box.shape[0])))
-        read = lattice.read(points.reshape(-1, 3)) * frame.scale_mm
-        inner[first : first + _SLAB] = read.reshape(points.shape)
-    outside = [*zip(lower, np.array(grid.shape) - upper, strict=True), (0, 0)]
-    return np.pad(inner, outside, mode='edge')
+    from nephi_pipe.dense import FieldSide
+    from nephi_pipe.field.lattice import build_lattice
+
+    grid = registration.fixed_grid
+    side = FieldSide(registration.field, registration.frame, np.eye(4), False)
+    near = side.frame_lattice(node_mm)
+
+    def read(index: torch.Tensor) -> torch.Tensor:
+        points = grid.to_world(index.numpy())
+        return torch.from_numpy(side.displacement_from(near, points)).float()
+
+    every = np.maximum(node_mm / grid.spacing, 1)
+    return build_lattice(read, *side.box(grid), every, grid.shape).read().numpy()
 
 
 def write(folder: Path, vectors: np.ndarray, grid: Any, affine: np.ndarray) -> None:

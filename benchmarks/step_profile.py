@@ -233,7 +233,7 @@ def _points_of(
         Volume(values, one.grid, frame, np.eye(4))
         for values, one in zip(channels, prepared, strict=True)
     )
-    inside = prepared[0].mask_points()
+    inside = prepared[0].mask_points
     chosen = np.random.default_rng(0).integers(len(inside), size=POINTS)
     points = (inside[chosen] - np.array(frame.center_mm)) / frame.scale_mm
     points = torch.from_numpy(points).float()

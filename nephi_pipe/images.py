@@ -192,7 +192,8 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
 
 def _background_value(data: np.ndarray) -> float:
     """The most common value on the faces of the volume."""
-    faces = [data.take(i, axis).ravel() for axis in range(3) for i in (0, -1)]
+    # Indexing makes a view; ndarray.take copies a whole volume that is not in C order.
+    faces = [np.moveaxis(data, axis, 0)[i].ravel() for axis in range(3) for i in (0, -1)]
     values, counts = np.unique(np.concatenate(faces), return_counts=True)
     return float(values[counts.argmax()])
 
@@ -217,5 +218,6 @@ def normalise(data: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """
     inside = data[mask] if mask is not None else data
     low, high = np.percentile(inside, [1.0, 99.0])
-    scaled = (data - low) / max(high - low, 1e-6)
-    return np.clip(scaled, -0.1, 1.5).astype(np.float32)
+    scaled = np.subtract(data, low, dtype=np.float32)
+    scaled /= np.float32(max(high - low, 1e-6))
+    return np.clip(scaled, -0.1, 1.5, out=scaled)

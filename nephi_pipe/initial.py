@@ -214,7 +214,7 @@ def freed(side: Prepared, base: BaseMap) -> Prepared:
     image's own voxels, so that a pre-alignment that is its affine leaves them as they are. What
     is kept is a box around the mask, which may come to lie beyond the image.
     """
-    back = base.inverse.warp_points(side.mask_points())
+    back = base.inverse.warp_points(side.mask_points)
     index = side.grid.to_index(apply_affine(base.affine, back))
     size = np.array(side.grid.shape)
     # At most by its own size: a damaged field could ask for anything.

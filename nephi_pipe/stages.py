@@ -102,7 +102,7 @@ class StagedPair:
 
     def _check_overlap(self, compared: list[Prepared]) -> None:
         fixed, moving = compared
-        points = apply_affine(self.affine, fixed.mask_points())
+        points = apply_affine(self.affine, fixed.mask_points)
         index = np.rint(moving.grid.to_index(points)).astype(int)
         inside = ((index >= 0) & (index < moving.grid.shape)).all(axis=1)
         overlap = moving.mask[tuple(index[inside].T)].sum() / len(points)

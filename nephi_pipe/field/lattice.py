@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -162,14 +163,21 @@ def _coefficients(values: np.ndarray) -> list[np.ndarray]:
 
 
 def _read_spline(coefficients: list[np.ndarray], positions: np.ndarray) -> np.ndarray:
-    """Values (N, C) at positions (N, 3) counted in nodes."""
-    return np.stack(
-        [
-            ndimage.map_coordinates(part, positions.T, order=3, mode='mirror', prefilter=False)
-            for part in coefficients
-        ],
-        axis=-1,
-    )
+    """Values (N, C) at positions (N, 3) counted in nodes, read by as many threads as torch has."""
+    values = np.empty((len(positions), len(coefficients)), dtype=coefficients[0].dtype)
+    threads = torch.get_num_threads()
+
+    def read(part: slice) -> None:
+        for channel, nodes in enumerate(coefficients):
+            values[part, channel] = ndimage.map_coordinates(
+                nodes, positions[part].T, order=3, mode='mirror', prefilter=False
+            )
+
+    share = max(-(-len(positions) // threads), 1)
+    parts = [slice(first, first + share) for first in range(0, len(positions), share)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, parts))
+    return values
 
 
 def _determinant(columns: list[tuple[Tensor, ...]]) -> Tensor:

@@ -29,6 +29,9 @@ pair of brains a ninth of the folds was left, for .002 of Dice."""
 _FINEST_NODES = 200
 """At most so many samples along an axis when an image is averaged onto the encoder's cube."""
 
+_PLANES = 8
+"""So many of the cube at once: what is made for their nodes stays small."""
+
 
 class Scan(Protocol):
     """An image that is ready: intensities about [0, 1], zero outside of what is compared."""
@@ -257,20 +260,21 @@ def read_cube(
     finer = max(1, min(finer, _FINEST_NODES // size))
     # Cells around the nodes reach half a cell beyond the cube.
     theta = _to_grid_sample(scan.grid, frame, world_from_frame, size / (size - 1))
-    positions = F.affine_grid(
-        torch.from_numpy(theta).float()[None].to(device),
-        [1, 1, *[size * finer] * 3],
-        align_corners=False,
-    )
+    last, middle, first, shift = torch.from_numpy(theta).float().to(device).unbind(1)
+    along = (torch.arange(size * finer, device=device)[:, None] + 0.5) * (2 / (size * finer)) - 1
+    plane = along * last + (along * middle)[:, None] + shift
     data = torch.from_numpy(np.ascontiguousarray(scan.data)).float().to(device)
-    values = F.grid_sample(data[None, None], positions, align_corners=True)
-    return F.avg_pool3d(values, finer)[0, 0]
+    slabs = [
+        F.grid_sample(data[None, None], (plane + planes[:, None, None])[None], align_corners=True)
+        for planes in (along * first).split(_PLANES * finer)
+    ]
+    return torch.cat([F.avg_pool3d(slab, finer)[0, 0] for slab in slabs])
 
 
 def _to_grid_sample(
     grid: Grid, frame: Frame, world_from_frame: np.ndarray, half_side: float
 ) -> np.ndarray:
-    """3x4 matrix for affine_grid, from [-1, 1]^3 over a cube of the frame; both sides z first."""
+    """3x4 matrix from [-1, 1]^3 over a cube of the frame to grid_sample's; both sides z first."""
     to_index = grid.inverse_affine @ world_from_frame
     scale = 2 / np.maximum(np.array(grid.shape) - 1, 1)
     matrix = scale[:, None] * to_index[:3, :3] * (frame.scale_mm * half_side)

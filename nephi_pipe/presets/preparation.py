@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -58,9 +59,11 @@ class Prepared:
         )
         return Prepared(data, self.grid.cropped(lower, upper), mask, excluded, organ)
 
+    @cached_property
     def mask_points(self) -> np.ndarray:
         """World positions of some voxels of the mask, (N, 3) mm."""
-        inside = np.argwhere(self.mask)
+        box = bounding_box(self.mask)
+        inside = np.argwhere(self.mask[box]) + [part.start for part in box]
         extremes = np.concatenate([inside.argmin(axis=0), inside.argmax(axis=0)])
         return self.grid.to_world(np.concatenate([inside[::_MASK_STRIDE], inside[extremes]]))
 
@@ -96,8 +99,8 @@ def frame_of(
     fixed: Prepared, moving: Prepared, affine: np.ndarray, margin_mm: float
 ) -> tuple[Frame, list[float]]:
     """The normalised frame around both masks in the fixed world, and its half extents."""
-    back = apply_affine(np.linalg.inv(affine), moving.mask_points())
-    points = np.concatenate([fixed.mask_points(), back])
+    back = apply_affine(np.linalg.inv(affine), moving.mask_points)
+    points = np.concatenate([fixed.mask_points, back])
     frame = Frame.around(points, margin_mm)
     half = (points.max(axis=0) - points.min(axis=0)) / 2 + margin_mm
     return frame, (half / frame.scale_mm).tolist()
