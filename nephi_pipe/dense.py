@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .field.deformation import NePhiField
     from .field.lattice import FrameLattice, SplineLattice
 
-LATTICE_TOLERANCE_VOXELS = 0.02
+LATTICE_TOLERANCE_VOXELS = 0.03
 """Largest error of dense evaluation on a coarser lattice, in voxels of the target grid."""
 
 LATTICE_CHECKED = 4000
@@ -180,7 +180,7 @@ class DenseMap:
         return grid.to_world(index[((index >= 0) & (index < grid.shape)).all(axis=1)])
 
     def _lattice(self, grid: Grid) -> SplineLattice:
-        """The coarsest spline lattice over ``grid`` that errs by less than 0.02 voxel."""
+        """The coarsest spline lattice over ``grid`` that errs by less than 0.03 voxel."""
         for known, lattice in self._lattices:
             if known.same_as(grid, 1e-6):
                 return lattice
