@@ -2,11 +2,12 @@
 
     python -m benchmarks.lung_training DATA FOLDER
 
-DATA is the folder of ``ct-64.nii.gz`` and ``dirlab_copd``. FOLDER gets the images and masks, and
-``command.txt``. There is one real CT that no figure is reported on: both of its lungs, and each
-alone. Beside it the lungs of DIR-Lab cases 1 to 3, of which there are masks and no images, are
-filled with a texture like that of lungs. Popi, cases 4 and 5, and the real pair take no part.
-The training starts from the brain weights, whose encoder has learned to compare images.
+DATA is the folder of ``lungct`` and ``lungparts``. FOLDER gets images and masks, and
+``command.txt``. Real are a CT of 4 mm voxels, both of its lungs and each alone, and the two scans
+of one right lung that are the real pair: each alone, under simulated motion, never as a pair.
+Beside them the lungs of DIR-Lab cases 1 to 3, of which there are masks and no images, are filled
+with a texture like that of lungs; one of these is validated on. Popi and cases 4 and 5 take no
+part. The training starts from the brain weights, whose encoder has learned to compare images.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from nephi_pipe.lung_mask import LEFT, RIGHT, lung_mask
 from nephi_pipe.transforms import resample
 from nephi_pipe.weights import shipped_weights
 
+from .lung import Scan, real_scan
+
 CASES = (1, 2, 3)
 STATES = ('exp', 'insp')
+SESSIONS = ('baseline', 'followup')
+VALIDATION = 'case_03_insp_both'
 
 _SPACING_MM = 3.0
 _TISSUE_HU, _AIR_HU = 40.0, -1000.0
@@ -40,22 +45,25 @@ def main() -> None:
     parser.add_argument('folder', type=Path)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    names = real_lungs(given.data / 'ct-64.nii.gz', given.folder)
+    parts = given.data / 'lungparts'
+    names = real_lungs(parts / 'ct-64.nii.gz', given.folder)
     for case in CASES:
         for state in STATES:
-            path = given.data / 'dirlab_copd' / f'case_{case:02d}_{state}_mask.nii.gz'
+            path = parts / 'dirlab_copd' / f'case_{case:02d}_{state}_mask.nii.gz'
             names += filled_lungs(path, given.folder, 10 * case + STATES.index(state))
-    text = shlex.join(map(str, command(given.data / 'dirlab_copd', given.folder, names)))
+    scans = [real_scan(given.data, session) for session in SESSIONS]
+    text = shlex.join(map(str, command(parts / 'dirlab_copd', given.folder, names, scans)))
     (given.folder / 'command.txt').write_text(text + '\n')
     print(text)
 
 
-def command(motions: Path, folder: Path, names: list[str]) -> list[str | Path]:
+def command(motions: Path, folder: Path, names: list[str], scans: list[Scan]) -> list[str | Path]:
     """The training, without what depends on the time there is."""
     cases = [f'case_{case:02d}' for case in CASES]
+    images = [folder / f'{name}_ct.nii.gz' for name in names] + [scan.image for scan in scans]
+    masks = [folder / f'{name}_lungs.nii.gz' for name in names] + [scan.mask for scan in scans]
     return [
-        'nephi', 'train', *(folder / f'{name}_ct.nii.gz' for name in names),
-        '--masks', *(folder / f'{name}_lungs.nii.gz' for name in names),
+        'nephi', 'train', *images, '--masks', *masks, '--validation', f'{VALIDATION}_ct.nii.gz',
         '--motions', *(motions / f'{case}_landmarks.tsv' for case in cases),
         '--motion-lungs', *(motions / f'{case}_exp_mask.nii.gz' for case in cases),
         '--preset', 'lung', '--weights', shipped_weights('brain'), '-o', folder / 'weights',

@@ -172,7 +172,7 @@ LUNG_BREATHING = TrainingConfig(
     AUGMENTATIONS['breathing'],
     Schedule(epochs=40, steps_per_epoch=50, learning_rate=3e-4, average=0.99, precision='bf16'),
 )
-"""A training of lung weights for processors, from the brain weights: an hour of an idle core."""
+"""A training on breathing lungs for processors, from the brain weights: half an hour of a core."""
 
 PRESETS = {'lung': LUNG_BREATHING, 'lung-single-res': LUNG_SINGLE_RES, 'brain': BRAIN_UNET}
 
