@@ -26,7 +26,7 @@ from nephi_pipe.training.files import files_of
 from nephi_pipe.training.lattice_loss import FieldBatch
 from nephi_pipe.training.loss import supervised_loss
 from nephi_pipe.training.pairs import place_pair, simulate
-from nephi_pipe.training.settings import AUGMENTATIONS, Loss
+from nephi_pipe.training.settings import AUGMENTATIONS, Augmentation, Loss
 from nephi_pipe.training.stack import Stack
 
 STILL = AUGMENTATIONS['none']
@@ -108,7 +108,7 @@ def test_labels_and_known_maps_follow_the_coarse_map(staged, subjects) -> None:
     assert last.pairs[0].dice(points, moved * 0)[0] == pytest.approx(
         first.pairs[0].dice(points, moved)[1]
     )
-    simulated = simulate(first.pairs[0], 8.0, seeded(5))
+    simulated = simulate(first.pairs[0], Augmentation(simulated_mm=8.0), seeded(5))
     known = simulated.warp
     # A coarse map that is the truth leaves nothing to a field that does nothing.
     still = NePhiModel(model_of(1).config, seeded()).predict(

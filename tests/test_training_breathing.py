@@ -135,6 +135,20 @@ def test_both_images_agree_where_the_truth_says(subjects, breaths) -> None:
         assert (points.abs() <= reach).all() and (others.abs() <= reach).all()
 
 
+def test_after_a_stage_the_moving_image_is_seen_through_both_maps(subjects, breaths) -> None:
+    pair = draw(subjects, breaths, STEADY, 3)
+    stage = AffineMap(torch.tensor([[1.0, 0.1, 0, 0.05], [0, 0.9, 0, 0], [0, 0, 1, -0.05]]))
+    after = replace(pair, moving_warp=stage)
+    points, others = after.random_points(400, seeded(), 'cpu')
+    (fixed, moving), (same, seen) = pair.volumes('cpu'), after.volumes('cpu')
+    np.testing.assert_array_equal(fixed.sample(points), same.sample(points))
+    np.testing.assert_allclose(seen.sample(points), moving.sample(stage(points)), atol=1e-4)
+    assert seen.sample(others)[:, -1].mean() > 0.7
+    cubes = [one.cubes(33, 'cpu', STEADY, seeded()) for one in (pair, after)]
+    np.testing.assert_array_equal(cubes[0][0], cubes[1][0])
+    assert (cubes[0][1] - cubes[1][1]).abs().mean() > 0.002
+
+
 def test_what_an_affine_can_do_is_not_left_to_the_maps(subjects, breaths) -> None:
     pair = draw(subjects, breaths, STEADY, 5)
     points = pair.random_points(1000, seeded(), 'cpu')[0]
