@@ -9,29 +9,22 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from cli_runs import error_of, points_file
+from prealigned import POSE, as_field, as_files, in_pose, known_map
 from registration_runs import known_pair, make_tiny, quickly
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from nephi_pipe import load_registration
 from nephi_pipe.cli import main
 from nephi_pipe.describe import describe
 from nephi_pipe.displacement import DisplacementField
-from nephi_pipe.errors import InputDataError, UsageError
-from nephi_pipe.geometry import Grid, apply_affine
+from nephi_pipe.geometry import apply_affine
 from nephi_pipe.held_field import HeldField
 from nephi_pipe.images import Image, foreground, save_image
 from nephi_pipe.itk import write_affine
 from nephi_pipe.landmarks import read_points
-from nephi_pipe.latent_path import interpolate
 from nephi_pipe.metrics import inverse_consistency_mm, ncc, random_points, tre_mm
 from nephi_pipe.prealignment import PreAlignment
-from nephi_pipe.simulate import random_diffeomorphism
 from nephi_pipe.transforms import Transform, read_transform, resample, write_transform
 
-POSE = np.array(
-    [[0.98, -0.17, 0.0, 6.0], [0.17, 0.98, 0.0, -9.0], [0, 0, 1.05, 4.0], [0, 0, 0, 1]]
-)
 LPS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -49,36 +42,22 @@ def pair():
 
 @pytest.fixture(scope='module')
 def posed(pair):
-    """The moving image elsewhere in the world."""
-    grid = pair.moving.grid
-    return Image(pair.moving.data, Grid(grid.shape, POSE @ grid.affine))
+    return in_pose(pair.moving)
 
 
 @pytest.fixture(scope='module')
 def diffeomorphism(pair):
-    return random_diffeomorphism(pair.fixed.grid, magnitude_mm=4.0, smoothness_mm=24.0, seed=9)
+    return known_map(pair.fixed)
 
 
 @pytest.fixture(scope='module')
 def lattice(pair, diffeomorphism):
-    """The diffeomorphism as a field that reaches beyond the image."""
-    grid = pair.fixed.grid.cropped((-2, -2, -2), np.array(pair.fixed.grid.shape) + 2)
-    grid = grid.resampled(1.5)
-    return DisplacementField(diffeomorphism.map_points(grid.points()) - grid.points(), grid)
+    return as_field(diffeomorphism, pair.fixed)
 
 
 @pytest.fixture(scope='module')
 def files(lattice, diffeomorphism, posed, tmp_path_factory):
-    """The pre-alignment and its way back as ITK has them."""
-    folder = tmp_path_factory.mktemp('pre')
-    grid = posed.grid.resampled(1.5)
-    back = np.linalg.inv(POSE)
-    there = diffeomorphism.inverse_points(apply_affine(back, grid.points()))
-    vectors = apply_affine(POSE, there) - grid.points()
-    return (
-        write_transform(folder / 'pre.h5', POSE, lattice),
-        write_transform(folder / 'back.h5', back, DisplacementField(vectors, grid)),
-    )
+    return as_files(lattice, diffeomorphism, posed, tmp_path_factory.mktemp('pre'))
 
 
 @pytest.fixture(scope='module')
@@ -221,39 +200,6 @@ def test_a_field_file_keeps_the_pre_alignment(found, inside, tmp_path):
     assert 'its pre-alignment (nephi-field-2)' in told and 'history' not in told
 
 
-def _set(*keys, value):
-    def change(header):
-        for key in keys[:-1]:
-            header = header[key]
-        header[keys[-1]] = value
-
-    return change
-
-
-@pytest.mark.parametrize(
-    'change',
-    [
-        _set('base', 'kind', value='magic'),
-        _set('base', 'steps', value=[]),
-        _set('base', 'steps', value=[1, 2]),
-        _set('base', 'steps', 0, 'shape', value=[10_000, 10_000, 10_000]),
-        _set('base', 'steps', 1, 'affine', value=np.zeros((4, 4)).tolist()),
-        _set('base', 'inverted', value='no'),
-        _set('base', value=None),
-        lambda header: header.pop('base'),
-    ],
-)
-def test_a_damaged_pre_alignment_is_refused(found, tmp_path, change):
-    path = found.save_field(tmp_path / 'field.safetensors')
-    with safe_open(path, framework='pt') as stream:
-        header = json.loads(stream.metadata()['nephi'])
-        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    change(header)
-    save_file(tensors, path, metadata={'nephi': json.dumps(header)})
-    with pytest.raises(InputDataError, match='not a field that can be read'):
-        load_registration(path)
-
-
 def test_metrics_are_those_of_the_whole_map(found, pair, posed):
     truth = apply_affine(POSE, pair.moving_landmarks)
     saved = found.stored_transform(2.0)[0]
@@ -360,72 +306,6 @@ def test_an_affine_written_as_a_field_is_taken_for_one(pair, posed, lattice, ins
     np.testing.assert_allclose(one.affine, POSE, atol=1e-4)
     apart = one.warp_points(inside) - plain.warp_points(inside)
     assert np.linalg.norm(apart, axis=1).max() < 0.05
-
-
-# --- what is refused ----------------------------------------------------------------------------
-
-
-def written(folder, vectors, grid):
-    return write_transform(folder / 'pre.h5', np.eye(4), DisplacementField(vectors, grid))
-
-
-def test_a_pre_alignment_that_folds_is_refused(pair, lattice, tmp_path):
-    path = written(tmp_path, 9 * lattice.vectors, lattice.grid)
-    with pytest.raises(InputDataError, match=r'folds at \d+ of \d+ points of the fixed mask'):
-        quickly(pair.fixed, pair.moving, initial_transform=path)
-
-
-def test_a_way_back_of_something_else_is_refused(pair, posed, files):
-    with pytest.raises(InputDataError, match='miss each other by'):
-        quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=files[0])
-
-
-def test_a_way_back_that_folds_is_refused(pair, posed, files, diffeomorphism, tmp_path):
-    """Right on average, but with ripples of half a millimetre on it."""
-    grid = posed.grid.resampled(2.0)
-    points = grid.points()
-    there = diffeomorphism.inverse_points(apply_affine(np.linalg.inv(POSE), points))
-    ripples = 0.9 * (np.indices(grid.shape).sum(axis=0) % 2 - 0.5)[..., None] * [1.0, 1.0, 1.0]
-    field = DisplacementField(there + ripples - points, grid)
-    path = write_transform(tmp_path / 'rippled.h5', np.eye(4), field)
-    with pytest.raises(InputDataError, match='The way back of the pre-alignment .* folds'):
-        quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=path)
-
-
-def test_a_field_that_lies_elsewhere_is_refused(pair, lattice, tmp_path):
-    away = np.eye(4)
-    away[0, 3] = 300.0
-    grid = Grid(lattice.grid.shape, away @ lattice.grid.affine)
-    path = written(tmp_path, lattice.vectors, grid)
-    with pytest.raises(InputDataError, match='covers 0 % of the fixed mask'):
-        quickly(pair.fixed, pair.moving, initial_transform=path)
-
-
-def test_a_pre_alignment_that_leaves_no_overlap_is_refused(pair, lattice, tmp_path):
-    path = written(tmp_path, lattice.vectors + np.float32([400.0, 0, 0]), lattice.grid)
-    with pytest.raises(InputDataError, match='hardly overlap'):
-        quickly(pair.fixed, pair.moving, initial_transform=path)
-
-
-def test_an_inverse_for_what_has_one_is_refused(pair, files, tmp_path):
-    affine = write_affine(tmp_path / 'a.txt', np.eye(4))
-    options = {'initial_inverse': files[1]}
-    with pytest.raises(UsageError, match='has an inverse of its own'):
-        quickly(pair.fixed, pair.moving, initial_transform=affine, **options)
-    with pytest.raises(UsageError, match='without files of an initial transform'):
-        quickly(pair.fixed, pair.moving, **options)
-    with pytest.raises(UsageError, match='without files of an initial transform'):
-        quickly(pair.fixed, pair.moving, initial_transform=np.eye(4), **options)
-
-
-def test_a_field_file_within_a_chain_is_refused(pair, files):
-    with pytest.raises(UsageError, match='expected it alone'):
-        quickly(pair.fixed, pair.moving, initial_transform=[files[0], 'field.safetensors'])
-
-
-def test_no_path_leads_between_composed_maps(found):
-    with pytest.raises(UsageError, match='pre-alignment'):
-        interpolate(found, found, 0.5)
 
 
 def test_the_affine_of_a_chain_is_its_last_one(lattice, inside):
