@@ -10,8 +10,6 @@ alike.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .peers import greedy
+from .peers import greedy, main
 
 NODE_MM, VOXEL_NODE_MM = 1.75, 1.0
 """A field of coordinates is evaluated at nodes so far apart and read at voxels by the cubic spline
@@ -120,18 +118,6 @@ METHODS = {
 }
 
 
-def main() -> None:
-    """Read the arguments, register, write what can be said of the time."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('method', choices=METHODS)
-    for name in ('fixed', 'moving', 'folder'):
-        parser.add_argument(name, type=Path)
-    parser.add_argument('--threads', type=int, required=True)
-    given = parser.parse_args()
-    phases = METHODS[given.method](given.fixed, given.moving, given.folder, given.threads)
-    (given.folder / 'phases.json').write_text(json.dumps(phases))
-
-
 def _phases(affine_s: float, deformable_s: float, dense_s: float, steps: int) -> dict:
     """``dense_s``: from the field to its displacement at every voxel."""
     return {
@@ -144,4 +130,4 @@ def _phases(affine_s: float, deformable_s: float, dense_s: float, steps: int) ->
 
 
 if __name__ == '__main__':
-    main()
+    main(METHODS, __doc__)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -100,17 +101,17 @@ METHODS = {
 }
 
 
-def main() -> None:
-    """Read the arguments, register, write what can be said of the time."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('method', choices=METHODS)
+def main(methods: dict[str, Callable[..., dict]], description: str) -> None:
+    """Read the arguments, register by the method, write what can be said of the time."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument('method', choices=methods)
     for name in ('fixed', 'moving', 'folder'):
         parser.add_argument(name, type=Path)
     parser.add_argument('--threads', type=int, required=True)
     given = parser.parse_args()
-    phases = METHODS[given.method](given.fixed, given.moving, given.folder, given.threads)
+    phases = methods[given.method](given.fixed, given.moving, given.folder, given.threads)
     (given.folder / 'phases.json').write_text(json.dumps(phases))
 
 
 if __name__ == '__main__':
-    main()
+    main(METHODS, __doc__)
