@@ -11,6 +11,9 @@ for name in ('NO_ET', 'NIPYPE_NO_ET'):
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
+# Imported after this file: fixtures of several files, each beside what it is made of.
+pytest_plugins = ['registration_runs', 'prealigned']
+
 
 @pytest.fixture(autouse=True)
 def own_log():

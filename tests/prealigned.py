@@ -1,8 +1,8 @@
-"""A known pair behind a known pre-alignment: a pose after a diffeomorphism."""
-
-from pathlib import Path
+"""The known pair behind a known pre-alignment: a pose after a diffeomorphism."""
 
 import numpy as np
+import pytest
+from registration_runs import quickly
 
 from nephi_pipe.displacement import DisplacementField
 from nephi_pipe.geometry import Grid, apply_affine
@@ -15,24 +15,31 @@ POSE = np.array(
 )
 
 
-def in_pose(image):
-    """The image elsewhere in the world."""
-    return Image(image.data, Grid(image.grid.shape, POSE @ image.grid.affine))
+@pytest.fixture(scope='module')
+def posed(pair):
+    """The moving image elsewhere in the world."""
+    grid = pair.moving.grid
+    return Image(pair.moving.data, Grid(grid.shape, POSE @ grid.affine))
 
 
-def known_map(image):
-    """The diffeomorphism, on the image's grid."""
-    return random_diffeomorphism(image.grid, magnitude_mm=4.0, smoothness_mm=24.0, seed=9)
+@pytest.fixture(scope='module')
+def diffeomorphism(pair):
+    """Of the fixed image's world, known with its inverse."""
+    return random_diffeomorphism(pair.fixed.grid, magnitude_mm=4.0, smoothness_mm=24.0, seed=9)
 
 
-def as_field(diffeomorphism, image):
+@pytest.fixture(scope='module')
+def lattice(pair, diffeomorphism):
     """The diffeomorphism as a field that reaches beyond the image."""
-    grid = image.grid.cropped((-2, -2, -2), np.array(image.grid.shape) + 2).resampled(1.5)
+    grid = pair.fixed.grid.cropped((-2, -2, -2), np.array(pair.fixed.grid.shape) + 2)
+    grid = grid.resampled(1.5)
     return DisplacementField(diffeomorphism.map_points(grid.points()) - grid.points(), grid)
 
 
-def as_files(lattice, diffeomorphism, posed, folder: Path):
+@pytest.fixture(scope='module')
+def pre_files(lattice, diffeomorphism, posed, tmp_path_factory):
     """The pre-alignment and its way back as ITK has them."""
+    folder = tmp_path_factory.mktemp('pre')
     grid = posed.grid.resampled(1.5)
     back = np.linalg.inv(POSE)
     there = diffeomorphism.inverse_points(apply_affine(back, grid.points()))
@@ -41,3 +48,9 @@ def as_files(lattice, diffeomorphism, posed, folder: Path):
         write_transform(folder / 'pre.h5', POSE, lattice),
         write_transform(folder / 'back.h5', back, DisplacementField(vectors, grid)),
     )
+
+
+@pytest.fixture(scope='module')
+def composed(pair, posed, pre_files):
+    """A field of some steps before the pre-alignment."""
+    return quickly(pair.fixed, posed, initial_transform=pre_files[0])

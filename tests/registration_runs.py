@@ -1,5 +1,6 @@
 """Registrations with tiny settings, and a brain and a warp to try them on."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -45,7 +46,16 @@ def make_tiny(patch: pytest.MonkeyPatch) -> None:
     patch.setattr('nephi_pipe.result.LOWEST_POINTS', 500)
 
 
-def known_pair() -> SimulatedPair:
+@pytest.fixture(scope='module')
+def tiny_presets() -> Iterator[None]:
+    """Presets of every modality are tiny in this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny(patch)
+        yield
+
+
+@pytest.fixture(scope='module')
+def pair() -> SimulatedPair:
     """A brain, shrunk to 3/5 of its size, and a warp of it that is known."""
     shrink = np.diag([0.6, 0.6, 0.6, 1.0])
     image, labels = (

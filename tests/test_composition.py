@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from cli_runs import error_of, points_file
-from prealigned import POSE, as_field, as_files, in_pose, known_map
-from registration_runs import known_pair, make_tiny, quickly
+from prealigned import POSE
+from registration_runs import quickly
 
 from nephi_pipe import load_registration
 from nephi_pipe.cli import main
@@ -25,44 +25,9 @@ from nephi_pipe.metrics import inverse_consistency_mm, ncc, random_points, tre_m
 from nephi_pipe.prealignment import PreAlignment
 from nephi_pipe.transforms import Transform, read_transform, resample, write_transform
 
+pytestmark = pytest.mark.usefixtures('tiny_presets')
+
 LPS = np.array([-1.0, -1.0, 1.0])
-
-
-@pytest.fixture(autouse=True, scope='module')
-def tiny_presets():
-    with pytest.MonkeyPatch.context() as patch:
-        make_tiny(patch)
-        yield
-
-
-@pytest.fixture(scope='module')
-def pair():
-    return known_pair()
-
-
-@pytest.fixture(scope='module')
-def posed(pair):
-    return in_pose(pair.moving)
-
-
-@pytest.fixture(scope='module')
-def diffeomorphism(pair):
-    return known_map(pair.fixed)
-
-
-@pytest.fixture(scope='module')
-def lattice(pair, diffeomorphism):
-    return as_field(diffeomorphism, pair.fixed)
-
-
-@pytest.fixture(scope='module')
-def files(lattice, diffeomorphism, posed, tmp_path_factory):
-    return as_files(lattice, diffeomorphism, posed, tmp_path_factory.mktemp('pre'))
-
-
-@pytest.fixture(scope='module')
-def found(pair, posed, files):
-    return quickly(pair.fixed, posed, initial_transform=files[0])
 
 
 @pytest.fixture(scope='module')
@@ -85,49 +50,51 @@ def of_small_differences(warp, points, step=0.01):
 # --- the law of composition ---------------------------------------------------------------------
 
 
-def test_a_fixed_point_passes_the_field_and_then_the_pre_alignment(found, inside, diffeomorphism):
-    moved = inside + own_displacement(found, inside)
+def test_a_fixed_point_passes_the_field_and_then_the_pre_alignment(
+    composed, inside, diffeomorphism
+):
+    moved = inside + own_displacement(composed, inside)
     assert np.linalg.norm(moved - inside, axis=1).mean() > 0.5
     expected = apply_affine(POSE, diffeomorphism.map_points(moved))
-    assert np.linalg.norm(found.warp_points(inside) - expected, axis=1).max() < 0.05
-    np.testing.assert_allclose(found.affine, POSE, atol=1e-6)
-    beside = apply_affine(np.linalg.inv(POSE), found.warp_points(inside)) - inside
-    np.testing.assert_allclose(found.displacement_at(inside), beside, atol=1e-4)
+    assert np.linalg.norm(composed.warp_points(inside) - expected, axis=1).max() < 0.05
+    np.testing.assert_allclose(composed.affine, POSE, atol=1e-6)
+    beside = apply_affine(np.linalg.inv(POSE), composed.warp_points(inside)) - inside
+    np.testing.assert_allclose(composed.displacement_at(inside), beside, atol=1e-4)
 
 
-def test_a_moving_point_passes_them_the_other_way_round(found, inside, diffeomorphism):
-    moving = found.warp_points(inside)
+def test_a_moving_point_passes_them_the_other_way_round(composed, inside, diffeomorphism):
+    moving = composed.warp_points(inside)
     there = diffeomorphism.inverse_points(apply_affine(np.linalg.inv(POSE), moving))
-    expected = there + own_displacement(found.inverse, there)
-    assert np.linalg.norm(found.inverse.warp_points(moving) - expected, axis=1).max() < 0.05
-    assert found.inverse.inverse is found
-    assert found.inverse.base.inverse is found.base
+    expected = there + own_displacement(composed.inverse, there)
+    assert np.linalg.norm(composed.inverse.warp_points(moving) - expected, axis=1).max() < 0.05
+    assert composed.inverse.inverse is composed
+    assert composed.inverse.base.inverse is composed.base
 
 
-def test_the_pre_alignment_is_undone_exactly(found, inside):
-    back = found.base.inverse.warp_points(found.base.warp_points(inside))
+def test_the_pre_alignment_is_undone_exactly(composed, inside):
+    back = composed.base.inverse.warp_points(composed.base.warp_points(inside))
     assert np.linalg.norm(back - inside, axis=1).max() < 1e-3
 
 
-def test_the_field_corrects_the_pre_alignment(pair, posed, found, inside):
+def test_the_field_corrects_the_pre_alignment(pair, posed, composed, inside):
     truth = apply_affine(POSE, pair.moving_landmarks)
-    before = tre_mm(pair.fixed_landmarks, truth, found.base.warp_points)
-    after = tre_mm(pair.fixed_landmarks, truth, found.warp_points)
-    back = tre_mm(truth, pair.fixed_landmarks, found.inverse.warp_points)
+    before = tre_mm(pair.fixed_landmarks, truth, composed.base.warp_points)
+    after = tre_mm(pair.fixed_landmarks, truth, composed.warp_points)
+    back = tre_mm(truth, pair.fixed_landmarks, composed.inverse.warp_points)
     assert before.mean() > 2
     assert after.mean() < 0.5 * before.mean() and back.mean() < 0.5 * before.mean()
-    there = inverse_consistency_mm(found.warp_points, found.inverse.warp_points, inside)
+    there = inverse_consistency_mm(composed.warp_points, composed.inverse.warp_points, inside)
     assert there['mean'] < 0.35 * before.mean()
     mask = foreground(pair.fixed)
-    warped = found.warp(posed)
-    before = resample(posed, Transform([found.base.warp_points]), pair.fixed.grid)
+    warped = composed.warp(posed)
+    before = resample(posed, Transform([composed.base.warp_points]), pair.fixed.grid)
     assert ncc(pair.fixed.data, warped.data, mask) > ncc(pair.fixed.data, before.data, mask) + 0.05
 
 
 @pytest.mark.parametrize('inverse', [False, True], ids=['forward', 'inverse'])
-def test_determinants_multiply(found, inside, diffeomorphism, inverse):
-    one = found.inverse if inverse else found
-    points = found.warp_points(inside) if inverse else inside
+def test_determinants_multiply(composed, inside, diffeomorphism, inverse):
+    one = composed.inverse if inverse else composed
+    points = composed.warp_points(inside) if inverse else inside
     total = one.exact_jacobian_determinant(points, total=True)
     # Between two nodes the pre-alignment is linear: small differences seldom meet a kink.
     differences = np.abs(total - of_small_differences(one.warp_points, points))
@@ -135,15 +102,15 @@ def test_determinants_multiply(found, inside, diffeomorphism, inverse):
     volume = np.linalg.det(one.affine[:3, :3])
     np.testing.assert_allclose(one.exact_jacobian_determinant(points), total / volume, rtol=1e-6)
     if not inverse:
-        moved = points + own_displacement(found, points)
-        own = of_small_differences(lambda x: x + own_displacement(found, x), points, 0.05)
+        moved = points + own_displacement(composed, points)
+        own = of_small_differences(lambda x: x + own_displacement(composed, x), points, 0.05)
         known = diffeomorphism.jacobian_determinant(moved) * np.linalg.det(POSE[:3, :3])
         assert np.abs(total - own * known).mean() < 0.01
 
 
 @pytest.mark.parametrize('inverse', [False, True], ids=['forward', 'inverse'])
-def test_dense_maps_are_the_continuous_ones(found, inverse):
-    one = found.inverse if inverse else found
+def test_dense_maps_are_the_continuous_ones(composed, inverse):
+    one = composed.inverse if inverse else composed
     voxels = np.argwhere(one.fixed_mask.data)[::11]
     points = one.fixed_grid.to_world(voxels)
     dense = one.displacement(one.fixed_grid)[tuple(voxels.T)]
@@ -154,12 +121,12 @@ def test_dense_maps_are_the_continuous_ones(found, inverse):
     assert np.abs(determinants - exact).mean() < 0.03
 
 
-def test_the_warped_image_is_read_through_the_whole_map(found, pair, posed, inside):
+def test_the_warped_image_is_read_through_the_whole_map(composed, pair, posed, inside):
     step = 2.0
     ramp = posed.grid.points() @ np.array([1.0, 2.0, 3.0])
-    warped = found.warp(Image(ramp.astype(np.float32), posed.grid))
-    voxels = np.argwhere(found.fixed_mask.data)[::17]
-    there = found.warp_points(found.fixed_grid.to_world(voxels))
+    warped = composed.warp(Image(ramp.astype(np.float32), posed.grid))
+    voxels = np.argwhere(composed.fixed_mask.data)[::17]
+    there = composed.warp_points(composed.fixed_grid.to_world(voxels))
     index = posed.grid.to_index(there)
     within = ((index > 1) & (index < np.array(posed.grid.shape) - 2)).all(axis=1)
     expected = there @ np.array([1.0, 2.0, 3.0])
@@ -170,11 +137,11 @@ def test_the_warped_image_is_read_through_the_whole_map(found, pair, posed, insi
 
 
 @pytest.mark.parametrize('inverse', [False, True], ids=['forward', 'inverse'])
-def test_itk_reads_the_whole_map(found, inside, tmp_path, inverse):
+def test_itk_reads_the_whole_map(composed, inside, tmp_path, inverse):
     path = tmp_path / 'whole.h5'
-    facts = found.save_transform(path, inverse=inverse, xfm_grid=2.0)
-    one = found.inverse if inverse else found
-    points = found.warp_points(inside) if inverse else inside
+    facts = composed.save_transform(path, inverse=inverse, xfm_grid=2.0)
+    one = composed.inverse if inverse else composed
+    points = composed.warp_points(inside) if inverse else inside
     transform = sitk.ReadTransform(str(path))
     itk = np.array([transform.TransformPoint(p.tolist()) for p in points * LPS]) * LPS
     apart = np.linalg.norm(itk - one.warp_points(points), axis=1)
@@ -183,34 +150,34 @@ def test_itk_reads_the_whole_map(found, inside, tmp_path, inverse):
     np.testing.assert_allclose(read_transform(path).map_points(points), itk, atol=1e-3)
 
 
-def test_a_field_file_keeps_the_pre_alignment(found, inside, tmp_path):
-    path = found.save_field(tmp_path / 'field.safetensors')
+def test_a_field_file_keeps_the_pre_alignment(composed, inside, tmp_path):
+    path = composed.save_field(tmp_path / 'field.safetensors')
     again = load_registration(path)
-    for one, other in ((found, again), (found.inverse, again.inverse)):
-        points = inside if one is found else found.warp_points(inside)
+    for one, other in ((composed, again), (composed.inverse, again.inverse)):
+        points = inside if one is composed else composed.warp_points(inside)
         apart = np.linalg.norm(one.warp_points(points) - other.warp_points(points), axis=1)
         assert apart.max() < 0.03
     np.testing.assert_allclose(read_transform(path).map_points(inside), again.warp_points(inside))
-    backwards = load_registration(found.inverse.save_field(tmp_path / 'back.safetensors'))
+    backwards = load_registration(composed.inverse.save_field(tmp_path / 'back.safetensors'))
     np.testing.assert_allclose(
         backwards.warp_points(inside), again.inverse.warp_points(inside), atol=1e-9
     )
-    assert again.provenance['initial_transform'] == found.provenance['initial_transform']
+    assert again.provenance['initial_transform'] == composed.provenance['initial_transform']
     told = describe(path)
     assert 'its pre-alignment (nephi-field-2)' in told and 'history' not in told
 
 
-def test_metrics_are_those_of_the_whole_map(found, pair, posed):
+def test_metrics_are_those_of_the_whole_map(composed, pair, posed):
     truth = apply_affine(POSE, pair.moving_landmarks)
-    saved = found.stored_transform(2.0)[0]
-    scores = found.metrics(
+    saved = composed.stored_transform(2.0)[0]
+    scores = composed.metrics(
         pair.fixed,
         posed,
         fixed_landmarks=pair.fixed_landmarks,
         moving_landmarks=truth,
         saved=saved,
     )
-    after = tre_mm(pair.fixed_landmarks, truth, found.warp_points)
+    after = tre_mm(pair.fixed_landmarks, truth, composed.warp_points)
     assert scores['tre_mm']['after']['mean'] == pytest.approx(after.mean())
     folds = scores['folds']
     assert folds['exact']['count'] == folds['lattice']['count'] == 0
@@ -220,17 +187,17 @@ def test_metrics_are_those_of_the_whole_map(found, pair, posed):
     assert json.dumps(scores)
 
 
-def test_the_command_composes(pair, posed, files, inside, tmp_path, capsys):
+def test_the_command_composes(pair, posed, pre_files, inside, tmp_path, capsys):
     images = [
         str(save_image(tmp_path / f'{side}.nii.gz', image.data, image.grid))
         for side, image in (('fixed', pair.fixed), ('moving', posed))
     ]
     out = tmp_path / 'out'
-    start = ['--initial-transform', str(files[0]), '--initial-inverse', str(files[1])]
+    start = ['--initial-transform', str(pre_files[0]), '--initial-inverse', str(pre_files[1])]
     options = ['--steps', '2', '--weights', 'none', '--xfm-format', 'field', '--report']
     assert main(['register', *images, '-o', str(out), *start, *options]) == 0
     one = load_registration(out / 'transform.safetensors')
-    assert one.provenance['initial_transform'] == [str(files[0])]
+    assert one.provenance['initial_transform'] == [str(pre_files[0])]
     assert json.loads((out / 'metrics.json').read_text())['inverse_consistency_mm']['mean'] < 1
     assert (out / 'report.html').exists()
     source, mapped = points_file(tmp_path, inside[:20]), tmp_path / 'mapped.tsv'
@@ -246,10 +213,12 @@ def test_the_command_composes(pair, posed, files, inside, tmp_path, capsys):
 # --- kinds of pre-alignment ---------------------------------------------------------------------
 
 
-def test_a_way_back_that_is_given_is_used(pair, posed, files, inside, tmp_path):
-    one = quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=files[1], steps=1)
+def test_a_way_back_that_is_given_is_used(pair, posed, pre_files, inside, tmp_path):
+    one = quickly(
+        pair.fixed, posed, initial_transform=pre_files[0], initial_inverse=pre_files[1], steps=1
+    )
     moving = one.warp_points(inside)
-    there = read_transform(files[1]).map_points(moving)
+    there = read_transform(pre_files[1]).map_points(moving)
     np.testing.assert_allclose(one.base.inverse.warp_points(moving), there, atol=1e-4)
     total = one.inverse.exact_jacobian_determinant(moving, total=True)
     differences = np.abs(total - of_small_differences(one.inverse.warp_points, moving))
@@ -287,14 +256,14 @@ def test_an_earlier_registration_is_the_first_stage(pair, posed, inside, tmp_pat
 
 
 def test_several_files_are_listed_from_the_fixed_to_the_moving_image(
-    pair, posed, found, lattice, inside, tmp_path
+    pair, posed, composed, lattice, inside, tmp_path
 ):
     """As ANTs has them: the warp first, its affine second."""
     warp = write_transform(tmp_path / '1Warp.nii.gz', np.eye(4), lattice)
     affine = write_affine(tmp_path / '0Affine.txt', POSE)
     one = quickly(pair.fixed, posed, initial_transform=[warp, affine], steps=1)
     np.testing.assert_allclose(one.affine, POSE, atol=1e-6)
-    apart = one.base.warp_points(inside) - found.base.warp_points(inside)
+    apart = one.base.warp_points(inside) - composed.base.warp_points(inside)
     assert np.linalg.norm(apart, axis=1).max() < 1e-2
 
 

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from prealigned import POSE, as_field, as_files, in_pose, known_map
-from registration_runs import known_pair, make_tiny, quickly
+from prealigned import POSE
+from registration_runs import quickly
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -17,42 +17,7 @@ from nephi_pipe.itk import write_affine
 from nephi_pipe.latent_path import interpolate
 from nephi_pipe.transforms import write_transform
 
-
-@pytest.fixture(autouse=True, scope='module')
-def tiny_presets():
-    with pytest.MonkeyPatch.context() as patch:
-        make_tiny(patch)
-        yield
-
-
-@pytest.fixture(scope='module')
-def pair():
-    return known_pair()
-
-
-@pytest.fixture(scope='module')
-def posed(pair):
-    return in_pose(pair.moving)
-
-
-@pytest.fixture(scope='module')
-def diffeomorphism(pair):
-    return known_map(pair.fixed)
-
-
-@pytest.fixture(scope='module')
-def lattice(pair, diffeomorphism):
-    return as_field(diffeomorphism, pair.fixed)
-
-
-@pytest.fixture(scope='module')
-def files(lattice, diffeomorphism, posed, tmp_path_factory):
-    return as_files(lattice, diffeomorphism, posed, tmp_path_factory.mktemp('pre'))
-
-
-@pytest.fixture(scope='module')
-def found(pair, posed, files):
-    return quickly(pair.fixed, posed, initial_transform=files[0])
+pytestmark = pytest.mark.usefixtures('tiny_presets')
 
 
 def _set(*keys, value):
@@ -77,8 +42,8 @@ def _set(*keys, value):
         lambda header: header.pop('base'),
     ],
 )
-def test_a_damaged_pre_alignment_is_refused(found, tmp_path, change):
-    path = found.save_field(tmp_path / 'field.safetensors')
+def test_a_damaged_pre_alignment_is_refused(composed, tmp_path, change):
+    path = composed.save_field(tmp_path / 'field.safetensors')
     with safe_open(path, framework='pt') as stream:
         header = json.loads(stream.metadata()['nephi'])
         tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
@@ -98,12 +63,12 @@ def test_a_pre_alignment_that_folds_is_refused(pair, lattice, tmp_path):
         quickly(pair.fixed, pair.moving, initial_transform=path)
 
 
-def test_a_way_back_of_something_else_is_refused(pair, posed, files):
+def test_a_way_back_of_something_else_is_refused(pair, posed, pre_files):
     with pytest.raises(InputDataError, match='miss each other by'):
-        quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=files[0])
+        quickly(pair.fixed, posed, initial_transform=pre_files[0], initial_inverse=pre_files[0])
 
 
-def test_a_way_back_that_folds_is_refused(pair, posed, files, diffeomorphism, tmp_path):
+def test_a_way_back_that_folds_is_refused(pair, posed, pre_files, diffeomorphism, tmp_path):
     """Right on average, but with ripples of half a millimetre on it."""
     grid = posed.grid.resampled(2.0)
     points = grid.points()
@@ -112,7 +77,7 @@ def test_a_way_back_that_folds_is_refused(pair, posed, files, diffeomorphism, tm
     field = DisplacementField(there + ripples - points, grid)
     path = write_transform(tmp_path / 'rippled.h5', np.eye(4), field)
     with pytest.raises(InputDataError, match='The way back of the pre-alignment .* folds'):
-        quickly(pair.fixed, posed, initial_transform=files[0], initial_inverse=path)
+        quickly(pair.fixed, posed, initial_transform=pre_files[0], initial_inverse=path)
 
 
 def test_a_field_that_lies_elsewhere_is_refused(pair, lattice, tmp_path):
@@ -130,9 +95,9 @@ def test_a_pre_alignment_that_leaves_no_overlap_is_refused(pair, lattice, tmp_pa
         quickly(pair.fixed, pair.moving, initial_transform=path)
 
 
-def test_an_inverse_for_what_has_one_is_refused(pair, files, tmp_path):
+def test_an_inverse_for_what_has_one_is_refused(pair, pre_files, tmp_path):
     affine = write_affine(tmp_path / 'a.txt', np.eye(4))
-    options = {'initial_inverse': files[1]}
+    options = {'initial_inverse': pre_files[1]}
     with pytest.raises(UsageError, match='has an inverse of its own'):
         quickly(pair.fixed, pair.moving, initial_transform=affine, **options)
     with pytest.raises(UsageError, match='without files of an initial transform'):
@@ -141,11 +106,11 @@ def test_an_inverse_for_what_has_one_is_refused(pair, files, tmp_path):
         quickly(pair.fixed, pair.moving, initial_transform=np.eye(4), **options)
 
 
-def test_a_field_file_within_a_chain_is_refused(pair, files):
+def test_a_field_file_within_a_chain_is_refused(pair, pre_files):
     with pytest.raises(UsageError, match='expected it alone'):
-        quickly(pair.fixed, pair.moving, initial_transform=[files[0], 'field.safetensors'])
+        quickly(pair.fixed, pair.moving, initial_transform=[pre_files[0], 'field.safetensors'])
 
 
-def test_no_path_leads_between_composed_maps(found):
+def test_no_path_leads_between_composed_maps(composed):
     with pytest.raises(UsageError, match='pre-alignment'):
-        interpolate(found, found, 0.5)
+        interpolate(composed, composed, 0.5)

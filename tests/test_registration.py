@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data import make_grid
-from registration_runs import SETTINGS, known_pair, make_tiny, quickly
+from registration_runs import SETTINGS, quickly
 
 from nephi_pipe import load_registration, registration, stages
 from nephi_pipe.errors import InputDataError, NoInputError, StorageError, UsageError
@@ -21,20 +21,10 @@ from nephi_pipe.metrics import inverse_consistency_mm, ncc, random_points, tre_m
 from nephi_pipe.overlap import dice
 from nephi_pipe.transforms import read_transform
 
-
-@pytest.fixture(autouse=True, scope='module')
-def tiny_presets():
-    with pytest.MonkeyPatch.context() as patch:
-        make_tiny(patch)
-        yield
+pytestmark = pytest.mark.usefixtures('tiny_presets')
 
 
 # --- a real brain and a known warp --------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def pair():
-    return known_pair()
 
 
 @pytest.fixture(scope='module')

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from data import SmoothWarp, intensity, make_grid
-from registration_runs import known_pair, make_tiny, quickly
+from registration_runs import quickly
 from scipy import ndimage
 
 from nephi_pipe import registration
@@ -11,17 +11,7 @@ from nephi_pipe.geometry import Grid
 from nephi_pipe.images import Image, foreground
 from nephi_pipe.metrics import tre_mm
 
-
-@pytest.fixture(autouse=True, scope='module')
-def tiny_presets():
-    with pytest.MonkeyPatch.context() as patch:
-        make_tiny(patch)
-        yield
-
-
-@pytest.fixture(scope='module')
-def pair():
-    return known_pair()
+pytestmark = pytest.mark.usefixtures('tiny_presets')
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ import pytest
 import torch
 import training_run as tiny
 from cli_runs import error_of
-from registration_runs import known_pair, make_tiny, quickly
+from registration_runs import quickly
 
 from nephi_pipe import load_registration, registration
 from nephi_pipe.errors import InputDataError, UsageError
@@ -16,19 +16,9 @@ from nephi_pipe.field.model import ModelConfig, NePhiModel
 from nephi_pipe.images import save_image
 from nephi_pipe.training.checkpoint import load_model, save_model
 
+pytestmark = pytest.mark.usefixtures('tiny_presets')
+
 SCALE_MM = 90.0
-
-
-@pytest.fixture(autouse=True, scope='module')
-def tiny_presets():
-    with pytest.MonkeyPatch.context() as patch:
-        make_tiny(patch)
-        yield
-
-
-@pytest.fixture(scope='module')
-def pair():
-    return known_pair()
 
 
 def model_of(seed: int, coarse: NePhiModel | None = None, grid: int = 25) -> NePhiModel:
