@@ -73,6 +73,7 @@ def test_what_a_config_leaves_out_has_its_default(tmp_path) -> None:
         ('[augmentation]\nflips = 1.5', 'flips is 1.5 in .augmentation.; .* at most 1'),
         ('[augmentation]\nnoise = nan', 'noise is nan'),
         ('[loss]\nsimilarity = "lncc"', 'no similarity "lncc"; expected one of ncc, local-ncc'),
+        ('[loss]\nwindow = 0', 'window is 0'),
         ('[field]\nwidth = -1', "field's width is -1"),
         ('[encoder]\ngrid = 5', 'grid of 5 nodes is too small'),
     ],

@@ -30,10 +30,6 @@ from .similarity import (
 )
 from .volume import Volume
 
-GLOBAL_SHARE = 0.3
-"""Weight of the global NCC beside the windowed one: it pulls where no window sees anything."""
-
-
 BENDING_LENGTH_MM = 10.0
 """Bending energy is counted as the change of du/dx over this length."""
 
@@ -129,7 +125,7 @@ def optimise(
     rates = [group['lr'] for group in optimiser.param_groups]
     history: list[Progress] = []
     watched = _Watched(watch)
-    whole = 1 + GLOBAL_SHARE * (settings.similarity == 'windowed-ncc')
+    whole = 1 + settings.global_weight * (settings.similarity == 'windowed-ncc')
     begin = time.monotonic()
     with _Workers(threads, field.frequencies.device) as workers:
         for number, level, planned in plan(settings):
@@ -299,7 +295,7 @@ class _Step:
         windows = sampled.windows(settings.window)
         shape = sampled.lattice.sample_shape
         local_loss = windowed_ncc_loss(target[:, 0], warped[:, 0], weight, chosen, shape, windows)
-        return local_loss + GLOBAL_SHARE * global_ncc_loss(target, warped, weight)
+        return local_loss + settings.global_weight * global_ncc_loss(target, warped, weight)
 
 
 class _Sampled:

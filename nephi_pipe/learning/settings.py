@@ -55,6 +55,8 @@ class OptimisationSettings:
         'windowed-ncc' (NCC in windows between the samples) or 'mind' (MIND-SSC).
     window
         Standard deviation of the window of the local similarities, in samples of the level.
+    global_weight
+        Factor of the global NCC beside the windowed one: it pulls where no window sees anything.
     regularity_weight
         Factor of gradient inverse consistency (published: 10, without the next two).
     diffusion_weight
@@ -83,6 +85,7 @@ class OptimisationSettings:
     steps: int = 170
     similarity: str = 'windowed-ncc'
     window: float = 1.4
+    global_weight: float = 0.3
     regularity_weight: float = 1.0
     diffusion_weight: float = 0.7
     bending_weight: float = 1.0

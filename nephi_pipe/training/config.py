@@ -69,7 +69,7 @@ class TrainingConfig:
     @classmethod
     def of(cls, modality: str) -> TrainingConfig:
         """The defaults for a modality."""
-        return cls(modality, loss=Loss.of(preset(modality).optimisation))
+        return cls(modality, loss=_loss_of(modality))
 
     def changed(self, **changes: Any) -> TrainingConfig:
         """The same with other values, by the names they have in this class or in its parts.
@@ -84,7 +84,7 @@ class TrainingConfig:
         config = self
         if changes.get('modality', self.modality) != self.modality:
             modality = changes['modality']
-            config = replace(self, modality=modality, loss=Loss.of(preset(modality).optimisation))
+            config = replace(self, modality=modality, loss=_loss_of(modality))
         for name, value in changes.items():
             config = config._with(name, value)
         return config
@@ -144,6 +144,11 @@ class TrainingConfig:
         return config
 
 
+def _loss_of(modality: str) -> Loss:
+    """That of the optimisation which starts from what a training makes."""
+    return Loss.of(preset(modality).settings(from_weights=True))
+
+
 LUNG_SINGLE_RES = TrainingConfig(
     'lung',
     PUBLISHED,
@@ -168,7 +173,7 @@ LUNG_BREATHING = TrainingConfig(
     'lung',
     replace(COMPACT, code_skip=True),
     EncoderConfig(129, 'group', 'unet'),
-    Loss('local-ncc', points=1000, regularity_points=200),
+    Loss('local-ncc', points=1000, regularity_points=200, window=3.0),
     AUGMENTATIONS['breathing'],
     Schedule(epochs=40, steps_per_epoch=50, learning_rate=3e-4, average=0.99, precision='bf16'),
 )

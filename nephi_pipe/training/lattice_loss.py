@@ -16,7 +16,7 @@ from ..field.deformation import NePhiField
 from ..field.interpolate import cubic_weights, read_grid, read_grid_with_gradient, separable
 from ..field.model import NePhiModel
 from ..field.siren import fourier_features
-from ..learning.optimise import BENDING_LENGTH_MM, GLOBAL_SHARE
+from ..learning.optimise import BENDING_LENGTH_MM
 from ..learning.regularity import bending_energy, point_regularity
 from ..learning.sampling import Lattice
 from ..learning.settings import OptimisationSettings
@@ -217,7 +217,7 @@ class LatticeLosses(nn.Module):
             global_ncc_loss(fixed[:, None], moving[:, None], counted)
             for fixed, moving, counted in zip(a, b, weight, strict=True)
         ]
-        return local + GLOBAL_SHARE * torch.stack(whole).mean()
+        return local + self.settings.global_weight * torch.stack(whole).mean()
 
     def _random_points(self, pairs: int, generator: torch.Generator) -> Tensor:
         """As many of the lattice's box for each pair as the settings say for a direction."""

@@ -98,7 +98,7 @@ AUGMENTATIONS = {
 """Named ones; 'published' is what the authors' code offers and their training did not use."""
 
 
-_LEAST = {'node_mm': 0.1, 'node_ratio': 1}
+_LEAST = {'node_mm': 0.1, 'node_ratio': 1, 'window': 0.1}
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,10 @@ class Loss:
         Of the squared error of simulated pairs, relative to what is to be found.
     dice_weight
         Of 1 - Dice of label maps, where both images have one.
+    window
+        Standard deviation of the windows of 'local-ncc' and 'windowed-ncc', in samples of a level.
+    global_weight, bending_weight
+        As for instance optimisation, on a lattice alone.
     node_mm, node_ratio
         Distance of the nodes of a lattice, and how many samples there are to a node along an axis.
     """
@@ -133,6 +137,9 @@ class Loss:
     prior_weight: float = 0.01
     supervision_weight: float = 1.0
     dice_weight: float = 0.0
+    window: float = 1.4
+    global_weight: float = 0.3
+    bending_weight: float = 1.0
     node_mm: float = 4.0
     node_ratio: int = 2
 
