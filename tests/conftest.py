@@ -12,7 +12,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'Agg')
 
 # Imported after this file: fixtures of several files, each beside what it is made of.
-pytest_plugins = ['registration_runs', 'prealigned']
+pytest_plugins = ['registration_runs', 'prealigned', 'training_people']
 
 
 @pytest.fixture(autouse=True)

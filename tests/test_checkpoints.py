@@ -9,7 +9,6 @@ import torch
 import training_run as tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from training_people import make_people, make_quick
 
 from nephi_pipe import register
 from nephi_pipe.errors import InputDataError, NoInputError
@@ -22,16 +21,6 @@ from nephi_pipe.training.state import STATE
 
 SHORT = {'epochs': 2, 'steps_per_epoch': 3, **tiny.TINY, 'threads': 1}
 FIELD = tiny.FIELD
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    make_quick(monkeypatch)
-
-
-@pytest.fixture(scope='module')
-def people(tmp_path_factory):
-    return make_people(tmp_path_factory.mktemp('people'))
 
 
 def test_a_checkpoint_says_what_it_is(people, quick, tmp_path) -> None:

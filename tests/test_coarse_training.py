@@ -8,7 +8,7 @@ import torch
 import training_run as tiny
 from small_pair import small_brain
 from test_training_data import LOCAL
-from training_people import make_people, make_quick
+from training_people import make_quick
 
 from nephi_pipe import register
 from nephi_pipe.cli import main
@@ -42,11 +42,6 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     make_quick(monkeypatch)
-
-
-@pytest.fixture(scope='module')
-def people(tmp_path_factory):
-    return make_people(tmp_path_factory.mktemp('people'))
 
 
 @pytest.fixture(scope='module')

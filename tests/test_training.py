@@ -9,7 +9,7 @@ import pytest
 import training_run as tiny
 from nipype.pipeline.engine import nodes
 from small_pair import small_brain
-from training_people import make_people, make_quick
+from training_people import make_quick
 
 from nephi_pipe import load_registration, register, result
 from nephi_pipe.cli import main
@@ -27,12 +27,6 @@ from nephi_pipe.training.records import HISTORY, WEIGHTS
 TINY = {**tiny.TINY, 'threads': 1}
 SHORT = {'epochs': 2, 'steps_per_epoch': 3, **TINY}
 FIELD = tiny.FIELD
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    make_quick(monkeypatch)
-    return monkeypatch
 
 
 @pytest.fixture(scope='module')
@@ -56,11 +50,6 @@ def learned(pair, tmp_path_factory):
         make_quick(patch)
         weights = train(paths, folder, epochs=7, steps_per_epoch=15, average=0.5, **TINY)
     return weights, paths
-
-
-@pytest.fixture(scope='module')
-def people(tmp_path_factory):
-    return make_people(tmp_path_factory.mktemp('people'))
 
 
 def read_json(path: Path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from data import AFFINE
-from training_people import aligned, make_people, make_quick
+from training_people import aligned, make_quick
 
 from nephi_pipe import images as images_module
 from nephi_pipe.errors import StorageError, UsageError
@@ -34,17 +34,6 @@ LOCAL = replace(
 """Two channels of features."""
 
 STILL = AUGMENTATIONS['none']
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    make_quick(monkeypatch)
-    return monkeypatch
-
-
-@pytest.fixture(scope='module')
-def people(tmp_path_factory):
-    return make_people(tmp_path_factory.mktemp('people'))
 
 
 @pytest.fixture(scope='module')

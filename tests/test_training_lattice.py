@@ -7,7 +7,7 @@ import pytest
 import torch
 import training_run as tiny
 from test_training_data import LOCAL
-from training_people import make_people, make_quick
+from training_people import make_quick
 
 from nephi_pipe.errors import UsageError
 from nephi_pipe.field.config import FieldConfig
@@ -30,11 +30,6 @@ FIELD = replace(tiny.FIELD, code_reading='cubic', code_skip=True)
 LOSS = Loss('windowed-ncc', regularity_points=40, node_mm=16.0, dice_weight=0.5)
 STILL = AUGMENTATIONS['none']
 SCALE_MM = 110.0
-
-
-@pytest.fixture(scope='module')
-def people(tmp_path_factory):
-    return make_people(tmp_path_factory.mktemp('people'))
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lung_data import make_lungs
-from training_people import make_people, make_quick
+from training_people import make_people
 from training_run import FIELD, TINY
 
 from nephi_pipe import cli, cli_training, commands, describe
@@ -22,18 +22,6 @@ from nephi_pipe.training.checkpoint import load_model, save_model
 from nephi_pipe.training.config import PRESETS, TrainingConfig, read_config, to_toml
 from nephi_pipe.training.files import files_of
 from nephi_pipe.training.settings import AUGMENTATIONS, Loss, Schedule
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    make_quick(monkeypatch)
-    return monkeypatch
-
-
-@pytest.fixture(scope='module')
-def people(tmp_path_factory):
-    return make_people(tmp_path_factory.mktemp('people'))
-
 
 # Configs
 

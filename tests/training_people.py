@@ -32,3 +32,16 @@ def make_people(folder: Path, count: int = 3) -> dict[str, list[Path]]:
             path = folder / f'{number}_{kind}.nii.gz'
             found[kind].append(save_image(path, data, image.grid))
     return found
+
+
+@pytest.fixture
+def quick(monkeypatch) -> pytest.MonkeyPatch:
+    """No affine search in a test."""
+    make_quick(monkeypatch)
+    return monkeypatch
+
+
+@pytest.fixture(scope='module')
+def people(tmp_path_factory) -> dict[str, list[Path]]:
+    """Images, masks and label maps of three people, the same for the tests of a file."""
+    return make_people(tmp_path_factory.mktemp('people'))
