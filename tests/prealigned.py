@@ -17,7 +17,7 @@ POSE = np.array(
 
 @pytest.fixture(scope='module')
 def posed(pair):
-    """The moving image elsewhere in the world."""
+    """The moving image elsewhere in the world: the affine to be found is ``POSE``."""
     grid = pair.moving.grid
     return Image(pair.moving.data, Grid(grid.shape, POSE @ grid.affine))
 

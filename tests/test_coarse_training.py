@@ -29,6 +29,8 @@ from nephi_pipe.training.pairs import place_pair, simulate
 from nephi_pipe.training.settings import AUGMENTATIONS, Augmentation, Loss
 from nephi_pipe.training.stack import Stack
 
+pytestmark = pytest.mark.usefixtures('quick')
+
 STILL = AUGMENTATIONS['none']
 SCALE_MM = 110.0
 TINY = {**tiny.TINY, 'threads': 1, 'steps_per_epoch': 3, 'epochs': 2}
@@ -37,11 +39,6 @@ ENCODER = EncoderConfig(25, 'group')
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    make_quick(monkeypatch)
 
 
 @pytest.fixture(scope='module')

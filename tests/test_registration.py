@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from data import make_grid
+from prealigned import POSE
 from registration_runs import SETTINGS, quickly
 
 from nephi_pipe import load_registration, registration, stages
 from nephi_pipe.errors import InputDataError, NoInputError, StorageError, UsageError
-from nephi_pipe.geometry import Grid, apply_affine
+from nephi_pipe.geometry import apply_affine
 from nephi_pipe.images import Image, foreground, save_image
 from nephi_pipe.itk import write_affine
 from nephi_pipe.metrics import inverse_consistency_mm, ncc, random_points, tre_mm
@@ -232,18 +233,6 @@ def test_a_seed_gives_the_same_bytes(pair, tmp_path):
         result.save_transform(path, xfm_grid=3.0)
         contents.append(path.read_bytes())
     assert contents[0] == contents[1] != contents[2]
-
-
-POSE = np.array(
-    [[0.98, -0.17, 0.0, 6.0], [0.17, 0.98, 0.0, -9.0], [0, 0, 1.05, 4.0], [0, 0, 0, 1]]
-)
-
-
-@pytest.fixture(scope='module')
-def posed(pair):
-    """The moving image elsewhere in the world: the affine to be found is ``POSE``."""
-    grid = pair.moving.grid
-    return Image(pair.moving.data, Grid(grid.shape, POSE @ grid.affine))
 
 
 @pytest.fixture(scope='module')

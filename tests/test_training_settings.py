@@ -45,6 +45,12 @@ def test_what_a_config_leaves_out_has_its_default(tmp_path) -> None:
     assert config.loss == Loss.of(preset('lung').optimisation)
 
 
+def test_what_a_config_says_of_the_lattice_is_what_the_loss_uses() -> None:
+    said = {'window': 2.0, 'global_weight': 0.7, 'bending_weight': 0.4}
+    used = Loss('windowed-ncc', **said).for_points(preset('brain').optimisation)
+    assert {name: getattr(used, name) for name in said} == said
+
+
 @pytest.mark.parametrize(
     ('text', 'named'),
     [
