@@ -18,6 +18,7 @@ from torch import Tensor
 from ..field.deformation import CHUNK, NePhiField
 from ..field.interpolate import separable
 from ..field.siren import fourier_features
+from .clip import GradientClip
 from .regularity import bending_energy, point_regularity
 from .sampling import Lattice, Occupancy
 from .schedule import plan, rate_at, settled
@@ -124,7 +125,7 @@ def optimise(
     )
     rates = [group['lr'] for group in optimiser.param_groups]
     history: list[Progress] = []
-    watched = _Watched(watch)
+    watched, clip = _Watched(watch), GradientClip(field.parameters())
     whole = 1 + settings.global_weight * (settings.similarity == 'windowed-ncc')
     begin = time.monotonic()
     with _Workers(threads, field.frequencies.device) as workers:
@@ -134,7 +135,9 @@ def optimise(
             for step in planned:
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group['lr'] = rate * rate_at(step, settings.steps, settings.warm_up)
-                dissimilarity, regularity = step_of_level(optimiser, generator, watched)
+                dissimilarity, regularity = step_of_level(generator, watched)
+                clip()
+                optimiser.step()
                 reached.append(dissimilarity)
                 similarity = 1 - dissimilarity / whole
                 seconds = time.monotonic() - begin
@@ -203,7 +206,7 @@ class _Watched:
 
 
 class _Step:
-    """One step of a level: draw samples, both directions' losses and gradients, move."""
+    """The gradient of one step of a level: draw samples, derive both directions' losses."""
 
     def __init__(
         self,
@@ -217,21 +220,20 @@ class _Step:
         self.field, self.pair, self.settings, self.workers = field, pair, settings, workers
         self.step = level.node_mm / scale_mm
         self.ratio, self.coverage = level.ratio, level.coverage
+        self._regularity_points = round(level.regularity * settings.regularity_points)
         self.bending_scale = BENDING_LENGTH_MM / scale_mm / self.step**2
         self._occupied = Occupancy.of(
             (pair.fixed, pair.moving), field.extent.cpu(), self.step, self.ratio
         )
 
-    def __call__(
-        self, optimiser: torch.optim.Optimizer, generator: torch.Generator, watched: _Watched
-    ) -> tuple[float, float]:
+    def __call__(self, generator: torch.Generator, watched: _Watched) -> tuple[float, float]:
         field, settings = self.field, self.settings
         sampled = _Sampled(
             field, self.pair, self.step, self.ratio, self.coverage, self._occupied, generator
         )
         points = [
             torch.cat([
-                sampled.random_points(settings.regularity_points // 2, self.step, generator),
+                sampled.random_points(self._regularity_points // 2, self.step, generator),
                 *watched.drawn(inverse, 0.25 * self.step, generator),
             ])
             for inverse in (False, True)
@@ -250,7 +252,7 @@ class _Step:
             gradients = torch.autograd.grad(loss / 2, [*parameters, local], allow_unused=True)
             return float(dissimilarity.detach()), float(consistency.detach()), gradients
 
-        optimiser.zero_grad(set_to_none=True)
+        field.zero_grad(set_to_none=True)
         dissimilarities, consistencies, gradients = zip(*self.workers.map(direction), strict=True)
         (settings.prior_weight * field.code.prior()).backward()
         read_code.backward(gradients[0][-1] + gradients[1][-1])
@@ -260,7 +262,6 @@ class _Step:
                     parameter.grad = (
                         gradient if parameter.grad is None else parameter.grad.add_(gradient)
                     )
-        optimiser.step()
         return sum(dissimilarities) / 2, sum(consistencies) / 2
 
     def _direction(self, sampled: _Sampled, local: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,8 @@ class Level:
         Standard deviation of the Gaussian that smooths the images.
     coverage
         Part of the volume that a step looks at: other slabs at each step.
+    regularity
+        Part of the regulariser's points that a step takes.
     """
 
     share: float
@@ -33,6 +35,7 @@ class Level:
     ratio: int
     smoothing_mm: float = 0.0
     coverage: float = 1.0
+    regularity: float = 1.0
 
     @property
     def sample_mm(self) -> float:
