@@ -54,12 +54,18 @@ BRAIN = Preset(
 )
 
 # Lungs move far and smoothly: wide nodes, and windows that hold more than the noise of one place
-# (chosen on the real pair and on motions of DIR-Lab cases 1 to 3, see benchmarks/RESULTS.md).
+# (chosen on the real pair and on motions of DIR-Lab cases 1 to 3, see benchmarks/RESULTS.md). The
+# first two levels are for breaths of 30 mm; they need few points of the regulariser.
 LUNG = Preset(
     COMPACT,
     OptimisationSettings(
-        levels=(Level(0.4, 12.0, 3, 2.0), Level(0.2, 8.0, 3, 1.0), Level(0.4, 8.0, 4, 0.7)),
-        steps=90,
+        levels=(
+            Level(0.31, 20.0, 5, 3.0, regularity=0.3),
+            Level(0.31, 12.0, 4, 1.5, regularity=0.4),
+            Level(0.16, 8.0, 3, 1.0),
+            Level(0.22, 8.0, 4, 0.7),
+        ),
+        steps=128,
         similarity='local-ncc',
         window=3.0,
     ),
