@@ -1,5 +1,5 @@
 """NePhi beside Greedy, elastix and ConvexAdam on lungs of one person: two real registrations (one
-pair, both directions) and ten simulated breaths: ``python -m benchmarks lung --help``.
+pair, both directions) and twelve simulated breaths: ``python -m benchmarks lung --help``.
 
 As for brains, each method registers each pair in a process of its own, one after the other on the
 same machine with the same number of threads; then the same code scores the transform that it saved
@@ -23,7 +23,7 @@ METHODS = ('nephi', 'nephi-none', 'greedy', 'elastix', 'convexadam')
 PEERS = ('elastix', 'convexadam')
 """Methods that --peers-python runs."""
 
-SIMULATED = 10
+SIMULATED = 12
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         '--simulated', type=int, nargs='*', choices=range(SIMULATED), default=range(SIMULATED),
-        metavar='N', help='simulated pairs, 0 to 9 (default: all)',
+        metavar='N', help='simulated pairs, 0 to 9, and the full breaths 10 and 11 (default: all)',
     )  # fmt: skip
     parser.add_argument(
         '--methods', nargs='+', choices=METHODS, default=[m for m in METHODS if m != 'nephi-none']

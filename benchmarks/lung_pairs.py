@@ -3,8 +3,8 @@
     python -m benchmarks.lung_pairs DATA FOLDER NUMBER
 
 DATA is the folder of ``popi`` and ``dirlab_copd``. The full chest CT of POPI breathes as cases 4
-and 5 of DIR-Lab do, in either direction, with means of 8 to 20 mm. FOLDER gets images, masks and
-landmarks of both states.
+and 5 of DIR-Lab do, in either direction, with means of 8 to 20 mm, and twice as far as they do
+(30 mm in the mean). FOLDER gets images, masks and landmarks of both states.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ from nephi_pipe.simulate_breathing import breathing_pair
 
 MEANS_MM = (8.0, 11.0, 14.0, 17.0, 20.0)
 CASES = (4, 5)
+NUMBERS, FULL_NUMBERS = range(10), range(10, 12)
+"""Pairs of the means above, and a breath of each case as far as its landmarks say."""
+
 LANDMARKS = 300
-BELOW_MM = 50.0
-"""Added below the scan, which ends where the lungs do: they move down by up to 4 cm."""
+BELOW_MM, FULL_BELOW_MM = 50.0, 100.0
+"""Added below the scan, which ends where the lungs do: they move down by up to 4 cm, of a full
+breath by 8."""
 
 TISSUE_HU = 40.0
 
@@ -38,13 +42,18 @@ class Recipe:
     case: int
     start: str
     end: str
-    magnitude_mm: float
+    magnitude_mm: float | None
     seed: int
 
     @classmethod
     def of(cls, number: int) -> Recipe:
-        """Pairs 0 to 9: all means of a case, then of the other; every second breathes out."""
+        """Pairs 0 to 9: all means of a case, then of the other; every second breathes out.
+
+        Pairs 10 and 11: the motion of each case as it is, in and out.
+        """
         states = ('exp', 'insp')[:: 1 if number % 2 == 0 else -1]
+        if number in FULL_NUMBERS:
+            return cls(CASES[FULL_NUMBERS.index(number)], *states, None, number)
         case, mean = divmod(number, len(MEANS_MM))
         return cls(CASES[case], *states, MEANS_MM[mean], number)
 
@@ -70,7 +79,8 @@ def motion_of(folder: Path, recipe: Recipe) -> LandmarkMotion:
 
 def write_pair(folder: Path, image: Image, motion: LandmarkMotion, recipe: Recipe) -> None:
     """Images, masks and landmarks; the fixed landmarks last, so that they tell a whole pair."""
-    image, lungs = continued_below(image, lung_mask(image), BELOW_MM)
+    below_mm = FULL_BELOW_MM if recipe.magnitude_mm is None else BELOW_MM
+    image, lungs = continued_below(image, lung_mask(image), below_mm)
     pair = breathing_pair(
         image,
         lungs,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
+from .lung_pairs import FULL_NUMBERS
 from .tables import COST_AND_FOLDS, NAMES, NETWORK_COLUMNS, Column, circumstances, table
 
 SUSPECT_ROW = 20
@@ -25,6 +26,18 @@ def errors_of(record: dict, suspect: bool = True) -> np.ndarray:
 def is_real(record: dict) -> bool:
     """Whether the pair is not a simulated one."""
     return record['fixed'] in _REAL
+
+
+def is_full(record: dict) -> bool:
+    """Whether the pair is a simulated breath as far as its landmarks say."""
+    return record['fixed'] in {f'sim-{number}' for number in FULL_NUMBERS}
+
+
+_PARTS: tuple[tuple[str, Callable[[dict], bool]], ...] = (
+    ('The real pair', is_real),
+    ('Simulated breathing', lambda record: not is_real(record) and not is_full(record)),
+    ('Simulated breathing, as far as the landmarks say', is_full),
+)
 
 
 def _tre(measure: Callable[[np.ndarray], float], suspect: bool = True) -> Callable:
@@ -47,8 +60,8 @@ def markdown(records: list[dict]) -> str:
     """The section of RESULTS.md: circumstances, real and simulated pairs, comparisons."""
     methods = list(dict.fromkeys(record['method'] for record in records))
     parts = [circumstances(records)]
-    for title, real in (('The real pair', True), ('Simulated breathing', False)):
-        own = [record for record in records if is_real(record) == real]
+    for title, belongs in _PARTS:
+        own = [record for record in records if belongs(record)]
         if not own:
             continue
         parts += [f'{title}:', table(own, methods, COLUMNS, 'mean', 'median')]
@@ -56,7 +69,7 @@ def markdown(records: list[dict]) -> str:
         if networks:
             parts.append('What only the network itself tells:')
             parts.append(table(networks, methods, NETWORK_COLUMNS))
-        parts += _comparisons(own, methods, real)
+        parts += _comparisons(own, methods)
     return '\n\n'.join(parts) + '\n'
 
 
@@ -74,10 +87,10 @@ def paired_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float,
     return float(difference.mean()), float(found.low), float(found.high)
 
 
-def _comparisons(records: list[dict], methods: Sequence[str], real: bool) -> list[str]:
+def _comparisons(records: list[dict], methods: Sequence[str]) -> list[str]:
     """One paragraph for each peer: NePhi's landmarks against its, pair by pair and together."""
     own = {_pair(record): record for record in records if record['method'] == 'nephi'}
-    lines = []
+    lines, real = [], is_real(records[0])
     for method in methods:
         theirs = {_pair(record): record for record in records if record['method'] == method}
         both = [pair for pair in own if pair in theirs]

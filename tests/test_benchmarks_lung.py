@@ -16,7 +16,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import lung  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.lung_pairs import Recipe, continued_below, write_pair  # noqa: E402
+from benchmarks.lung_pairs import (  # noqa: E402
+    FULL_NUMBERS,
+    NUMBERS,
+    Recipe,
+    continued_below,
+    write_pair,
+)
 from benchmarks.lung_scoring import score  # noqa: E402
 from benchmarks.lung_tables import markdown, paired_interval  # noqa: E402
 from nephi_pipe.geometry import LPS_FROM_RAS, Grid  # noqa: E402
@@ -178,15 +184,29 @@ def test_tables_hold_errors_with_and_without_the_suspect_row(records):
     assert 'NePhi against elastix' in text and 'breath-0 to sim-0 -0.533' in text
 
 
+def test_full_breaths_have_a_table_and_comparisons_of_their_own(records):
+    full = ('sim-11', 'breath-11')
+    records += [record('nephi', full, [2.0, 3.0], 60.0), record('elastix', full, [9.0, 9.5], 90.0)]
+    before, _, after = markdown(records).partition('Simulated breathing, as far as')
+    assert 'breath-0 to sim-0' in before and 'sim-11' not in before
+    assert 'breath-11 to sim-11 -6.750' in after and 'sim-0' not in after
+
+
 # --- the whole run ------------------------------------------------------------------------------
 
 
 def test_ten_recipes_cover_both_cases_all_means_and_both_directions():
-    recipes = [Recipe.of(number) for number in range(lung.SIMULATED)]
+    recipes = [Recipe.of(number) for number in NUMBERS]
     assert {(r.case, r.magnitude_mm) for r in recipes} == {
         (case, mean) for case in (4, 5) for mean in (8, 11, 14, 17, 20)
     }
     assert sum(r.start == 'exp' for r in recipes) == 5 and len({r.seed for r in recipes}) == 10
+
+
+def test_full_breaths_go_as_far_as_the_landmarks_of_each_case():
+    recipes = [Recipe.of(number) for number in FULL_NUMBERS]
+    assert [(r.case, r.magnitude_mm) for r in recipes] == [(4, None), (5, None)]
+    assert {r.start for r in recipes} == {'exp', 'insp'}
 
 
 @pytest.fixture(scope='module')
