@@ -11,11 +11,13 @@ from textures import FRAME, noise
 
 from nephi_pipe.field.config import FieldConfig
 from nephi_pipe.field.deformation import NePhiField
+from nephi_pipe.learning import optimise as optimisation
 from nephi_pipe.learning.optimise import Pair, optimise
 from nephi_pipe.learning.regularity import (
     bending_energy,
     fold_barrier,
     gradient_inverse_consistency,
+    point_regularity,
 )
 from nephi_pipe.learning.settings import Level, OptimisationSettings
 from nephi_pipe.learning.volume import Volume
@@ -169,3 +171,35 @@ def test_the_barrier_acts_at_watched_points():
     optimise(folded, small_pair, settings, FRAME.scale_mm, watch=watched)
     assert (determinants(watched) <= 0).sum() < 0.02 * len(watched)
     assert (determinants(points) <= 0).sum() < 0.1 * len(watched)
+
+
+def test_one_steep_gradient_does_not_lead_an_optimisation_away(monkeypatch):
+    settings = replace(SETTINGS, similarity='ncc', steps=40, network_rate=3e-3)
+    undisturbed = optimise(tiny_field(), small_pair, settings, FRAME.scale_mm)
+    calls = []
+
+    def with_a_spike(*given):
+        total, *rest = point_regularity(*given)
+        calls.append(total)
+        return (1e6 * total if len(calls) == 24 else total), *rest
+
+    monkeypatch.setattr(optimisation, 'point_regularity', with_a_spike)
+    disturbed = optimise(tiny_field(), small_pair, settings, FRAME.scale_mm)
+    assert len(calls) == 80
+    gained = [run[-1].similarity - run[0].similarity for run in (undisturbed, disturbed)]
+    assert gained[1] > 0.9 * gained[0] > 0.05
+
+
+def test_a_level_takes_its_part_of_the_points_of_the_regulariser(monkeypatch):
+    counts = []
+
+    def counted(field, points, *rest):
+        counts.append(len(points))
+        return point_regularity(field, points, *rest)
+
+    monkeypatch.setattr(optimisation, 'point_regularity', counted)
+    levels = (replace(SETTINGS.levels[0], regularity=0.4), SETTINGS.levels[1])
+    settings = replace(SETTINGS, levels=levels, steps=2, regularity_points=1000)
+    optimise(tiny_field(), small_pair, settings, FRAME.scale_mm)
+    watched = 2 * 64  # those of the first step, and as many around them
+    assert counts == [200, 200, 500 + watched, 500 + watched]
