@@ -7,7 +7,6 @@ import statistics
 from collections import deque
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 
 LONGEST = 2.0
@@ -33,6 +32,7 @@ class GradientClip:
 
     Examples
     --------
+    >>> import torch
     >>> number, found = nn.Parameter(torch.zeros(1)), []
     >>> clip = GradientClip([number])
     >>> for length in (3.0, 2.0, 3.0, 3.0, 2.5, 60.0, 4.0):
