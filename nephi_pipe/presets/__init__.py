@@ -55,17 +55,17 @@ BRAIN = Preset(
 
 # Lungs move far and smoothly: wide nodes, and windows that hold more than the noise of one place
 # (chosen on the real pair and on motions of DIR-Lab cases 1 to 3, see benchmarks/RESULTS.md). The
-# first two levels are for breaths of 30 mm; they need few points of the regulariser.
+# first two levels are for breaths of 30 mm; levels this wide need few points of the regulariser.
 LUNG = Preset(
     COMPACT,
     OptimisationSettings(
         levels=(
-            Level(0.31, 20.0, 5, 3.0, regularity=0.3),
-            Level(0.31, 12.0, 4, 1.5, regularity=0.4),
-            Level(0.16, 8.0, 3, 1.0),
-            Level(0.22, 8.0, 4, 0.7),
+            Level(0.34, 20.0, 5, 3.0, regularity=0.3),
+            Level(0.30, 12.0, 4, 1.5, regularity=0.4),
+            Level(0.13, 8.0, 3, 1.0, regularity=0.6),
+            Level(0.23, 8.0, 4, 0.7, regularity=0.6),
         ),
-        steps=128,
+        steps=120,
         similarity='local-ncc',
         window=3.0,
     ),
