@@ -23,7 +23,8 @@ METHODS = ('nephi', 'nephi-none', 'greedy', 'elastix', 'convexadam')
 PEERS = ('elastix', 'convexadam')
 """Methods that --peers-python runs."""
 
-SIMULATED = 12
+NUMBERS, FULL_NUMBERS = range(10), range(10, 12)
+"""Simulated pairs: breaths of given means, and one of each case as far as its landmarks say."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,9 @@ def _parser() -> argparse.ArgumentParser:
         help='directions of the real pair, follow-up as moving image first (default: both)',
     )  # fmt: skip
     parser.add_argument(
-        '--simulated', type=int, nargs='*', choices=range(SIMULATED), default=range(SIMULATED),
-        metavar='N', help='simulated pairs, 0 to 9, and the full breaths 10 and 11 (default: all)',
+        '--simulated', type=int, nargs='*', metavar='N',
+        choices=[*NUMBERS, *FULL_NUMBERS], default=[*NUMBERS, *FULL_NUMBERS],
+        help='simulated pairs, 0 to 9, and the full breaths 10 and 11 (default: all)',
     )  # fmt: skip
     parser.add_argument(
         '--methods', nargs='+', choices=METHODS, default=[m for m in METHODS if m != 'nephi-none']

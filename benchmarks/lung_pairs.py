@@ -3,8 +3,8 @@
     python -m benchmarks.lung_pairs DATA FOLDER NUMBER
 
 DATA is the folder of ``popi`` and ``dirlab_copd``. The full chest CT of POPI breathes as cases 4
-and 5 of DIR-Lab do, in either direction, with means of 8 to 20 mm, and twice as far as they do
-(30 mm in the mean). FOLDER gets images, masks and landmarks of both states.
+and 5 of DIR-Lab do, in either direction, with means of 8 to 20 mm, and as far as their
+landmarks say (41 and 36 mm in its lungs). FOLDER gets images, masks and landmarks of both states.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from nephi_pipe.lung_mask import lung_mask
 from nephi_pipe.motion import LandmarkMotion, read_motion
 from nephi_pipe.simulate_breathing import breathing_pair
 
+from .lung import FULL_NUMBERS
+
 MEANS_MM = (8.0, 11.0, 14.0, 17.0, 20.0)
 CASES = (4, 5)
-NUMBERS, FULL_NUMBERS = range(10), range(10, 12)
-"""Pairs of the means above, and a breath of each case as far as its landmarks say."""
-
 LANDMARKS = 300
 BELOW_MM, FULL_BELOW_MM = 50.0, 100.0
 """Added below the scan, which ends where the lungs do: they move down by up to 4 cm, of a full

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import bootstrap
 
-from .lung_pairs import FULL_NUMBERS
+from .lung import FULL_NUMBERS
 from .tables import COST_AND_FOLDS, NAMES, NETWORK_COLUMNS, Column, circumstances, table
 
 SUSPECT_ROW = 20

@@ -16,13 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import lung  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
-from benchmarks.lung_pairs import (  # noqa: E402
-    FULL_NUMBERS,
-    NUMBERS,
-    Recipe,
-    continued_below,
-    write_pair,
-)
+from benchmarks.lung_pairs import Recipe, continued_below, write_pair  # noqa: E402
 from benchmarks.lung_scoring import score  # noqa: E402
 from benchmarks.lung_tables import markdown, paired_interval  # noqa: E402
 from nephi_pipe.geometry import LPS_FROM_RAS, Grid  # noqa: E402
@@ -196,7 +190,7 @@ def test_full_breaths_have_a_table_and_comparisons_of_their_own(records):
 
 
 def test_ten_recipes_cover_both_cases_all_means_and_both_directions():
-    recipes = [Recipe.of(number) for number in NUMBERS]
+    recipes = [Recipe.of(number) for number in lung.NUMBERS]
     assert {(r.case, r.magnitude_mm) for r in recipes} == {
         (case, mean) for case in (4, 5) for mean in (8, 11, 14, 17, 20)
     }
@@ -204,7 +198,7 @@ def test_ten_recipes_cover_both_cases_all_means_and_both_directions():
 
 
 def test_full_breaths_go_as_far_as_the_landmarks_of_each_case():
-    recipes = [Recipe.of(number) for number in FULL_NUMBERS]
+    recipes = [Recipe.of(number) for number in lung.FULL_NUMBERS]
     assert [(r.case, r.magnitude_mm) for r in recipes] == [(4, None), (5, None)]
     assert {r.start for r in recipes} == {'exp', 'insp'}
 
