@@ -190,16 +190,32 @@ def test_one_steep_gradient_does_not_lead_an_optimisation_away(monkeypatch):
     assert gained[1] > 0.9 * gained[0] > 0.05
 
 
-def test_a_level_takes_its_part_of_the_points_of_the_regulariser(monkeypatch):
-    counts = []
+@pytest.fixture
+def counts(monkeypatch):
+    """How many points the regulariser was given, call by call."""
+    found = []
 
     def counted(field, points, *rest):
-        counts.append(len(points))
+        found.append(len(points))
         return point_regularity(field, points, *rest)
 
     monkeypatch.setattr(optimisation, 'point_regularity', counted)
+    return found
+
+
+AROUND_THE_HARDEST = 2 * 64
+"""Those of the step before, and as many around them."""
+
+
+def test_a_level_takes_its_part_of_the_points_of_the_regulariser(counts):
     levels = (replace(SETTINGS.levels[0], regularity=0.4), SETTINGS.levels[1])
     settings = replace(SETTINGS, levels=levels, steps=2, regularity_points=1000)
     optimise(tiny_field(), small_pair, settings, FRAME.scale_mm)
-    watched = 2 * 64  # those of the first step, and as many around them
-    assert counts == [200, 200, 500 + watched, 500 + watched]
+    assert counts == [200, 200, *[500 + AROUND_THE_HARDEST] * 2]
+
+
+def test_a_step_looks_at_some_of_very_many_folded_points(counts):
+    watched = 0.5 * noise(9000, 3).clamp(-1, 1)
+    settings = replace(SETTINGS, steps=2, regularity_points=1000)
+    optimise(tiny_field(), small_pair, settings, FRAME.scale_mm, watch=watched)
+    assert counts == [4500, 4500, *[4500 + AROUND_THE_HARDEST] * 2]

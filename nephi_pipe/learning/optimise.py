@@ -37,6 +37,9 @@ BENDING_LENGTH_MM = 10.0
 _WATCHED = 64
 """Points with the lowest determinants of a direction that are looked at again at the next step."""
 
+_MOST_GIVEN = 4000
+"""Of points where folds were found a step looks at so many: where much folds there are 50,000."""
+
 _FEATURES = slice(0, -1)
 """The channels of a volume that are compared; the last one is the weight."""
 
@@ -192,8 +195,11 @@ class _Watched:
         self._hardest: dict[bool, Tensor] = {}
 
     def drawn(self, inverse: bool, reach: float, generator: torch.Generator) -> list[Tensor]:
-        """The points given, the hardest so far, and as many at random within ``reach``."""
+        """Of the points given, the hardest so far, and as many at random within ``reach``."""
         points = [] if self._given is None else [self._given]
+        if points and len(points[0]) > _MOST_GIVEN:
+            chosen = torch.randperm(len(points[0]), generator=generator)[:_MOST_GIVEN]
+            points = [points[0][chosen.to(points[0].device)]]
         if inverse in self._hardest:
             hardest = self._hardest[inverse]
             shift = torch.randn(hardest.shape, generator=generator) * reach
