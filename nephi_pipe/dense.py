@@ -63,10 +63,15 @@ class FieldSide:
         return np.linalg.inv(self.to_frame[:3, :3])
 
     @property
+    def half_mm(self) -> np.ndarray:
+        """Half the size of the field's box, (3,); the field may be on any device."""
+        return self.field.extent.cpu().numpy() * self.frame.scale_mm
+
+    @property
     def code_spacing_mm(self) -> float:
         """Distance of two nodes of the local code, the geometric mean over the axes."""
         nodes = np.array(self.field.code.local_code.shape[:-1])
-        apart = 2 * self.field.extent.numpy() * self.frame.scale_mm / (nodes - 1)
+        apart = 2 * self.half_mm / (nodes - 1)
         return float(np.exp(np.log(apart).mean()))
 
     def normalised(self, points_mm: np.ndarray) -> np.ndarray:
@@ -104,9 +109,8 @@ class FieldSide:
 
     def box(self, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
         """Voxel indices of ``grid`` that the field's box covers."""
-        half = self.field.extent.numpy() * self.frame.scale_mm
         signs = np.indices((2, 2, 2)).reshape(3, -1).T * 2 - 1
-        corners = np.array(self.frame.center_mm) + signs * half
+        corners = np.array(self.frame.center_mm) + signs * self.half_mm
         index = grid.to_index(apply_affine(np.linalg.inv(self.to_frame), corners))
         last = np.array(grid.shape) - 1
         lower = np.clip(np.floor(index.min(axis=0)), 0, last)

@@ -10,6 +10,8 @@ from nephi_pipe.dense import DenseMap, FieldSide
 from nephi_pipe.field.config import FieldConfig
 from nephi_pipe.field.deformation import NePhiField
 from nephi_pipe.geometry import Frame
+from nephi_pipe.images import Image
+from nephi_pipe.result import Registration
 
 FIELD = FieldConfig(frequencies=4, width=16, global_channels=4, local_channels=4, local_size=6)
 EXTENT = [1.0, 0.8, 0.9]
@@ -34,6 +36,26 @@ def side() -> FieldSide:
 def test_the_code_s_nodes_are_as_far_apart_as_the_frame_says(side):
     apart = [2 * SCALE_MM * half / (FIELD.local_size - 1) for half in EXTENT]
     assert side.code_spacing_mm == pytest.approx(np.prod(apart) ** (1 / 3))
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that behaves as one in the memory of a GPU does."""
+
+    def numpy(self):
+        raise TypeError("can't convert a tensor on another device to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_a_registration_is_set_up_while_its_field_is_on_another_device(side):
+    grid = make_grid()
+    mask = Image(np.ones(grid.shape, dtype=bool), grid)
+    expected = side.box(grid)
+    side.field.extent = side.field.extent.as_subclass(Elsewhere)
+    found = Registration(side.field, side.frame, np.eye(4), grid, grid, mask, mask)
+    found.forget_lattices()
+    np.testing.assert_array_equal(found.inverse._side.box(grid), expected)
 
 
 @pytest.mark.parametrize('spacing', [0.5, 0.8, 1.7])
