@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from data import AFFINE, intensity, make_grid
+from data import AFFINE, AXES, intensity, make_grid
 from scipy import ndimage
 from textures import FRAME, blobs, noise
 
@@ -15,6 +15,8 @@ from nephi_pipe.learning.similarity import (
     windowed_ncc_loss,
 )
 from nephi_pipe.learning.volume import Volume, locally_normalised, mind_features, smooth
+from nephi_pipe.presets import preset
+from nephi_pipe.presets.preparation import Prepared, pair_builder
 
 
 def whole_grid_windows(shape: tuple[int, ...], sigma: float = 1.4) -> dict:
@@ -225,6 +227,36 @@ def test_mind_features_have_twelve_channels_that_know_no_contrast():
     assert features.std() > 0.1
     torch.testing.assert_close(mind_features(1 - texture), features, atol=1e-4, rtol=0)
     torch.testing.assert_close(mind_features(40 * texture + 7), features, atol=1e-3, rtol=0)
+
+
+def mind_pair(fixed: Grid, moving: Grid, world: np.ndarray):
+    """The volumes by which `register` compares the same object on two grids."""
+    sides = []
+    for grid, to_fixed in ((fixed, np.eye(4)), (moving, np.linalg.inv(world))):
+        picture = intensity(apply_affine(to_fixed, grid.points())).astype(np.float32) / 200
+        sides.append(Prepared(picture, grid, np.ones(grid.shape, dtype=bool), None))
+    settings = preset('other').optimisation
+    build = pair_builder(*sides, world, FRAME, settings, 'cpu')
+    return build(settings.levels[-1])
+
+
+@pytest.mark.parametrize('posed', [False, True])
+@pytest.mark.parametrize(
+    ('axes', 'spacing', 'most'),
+    [*[(axes, 2.0, 0.02) for axes in AXES], ('PIR', 1.5, 0.06), ('LPS', (1.6, 3.5, 1.8), 0.1)],
+)
+def test_mind_features_do_not_depend_on_how_an_image_is_stored(axes, spacing, most, posed):
+    counts = tuple(np.ceil(80 / np.broadcast_to(spacing, 3)).astype(int).tolist())
+    world = AFFINE if posed else np.eye(4)
+    center = tuple(apply_affine(world, np.array([5.0, -12.0, 20.0])).tolist())
+    pair = mind_pair(make_grid('RAS', (40, 40, 40)), make_grid(axes, counts, spacing, center), world)
+    points = 18 * noise(3000, 3).clamp(-1, 1) + torch.tensor([5.0, -12.0, 20.0])
+    points = (points - torch.tensor(FRAME.center_mm)) / FRAME.scale_mm
+    fixed, moving = (volume.sample(points)[:, :-1] for volume in (pair.fixed, pair.moving))
+    elsewhere = pair.moving.sample(points.roll(1, dims=0))[:, :-1]
+    assert (fixed - elsewhere).abs().mean() > 0.15
+    turned = axes.startswith('oblique') or posed
+    assert (fixed - moving).abs().mean() < most + 0.04 * turned
 
 
 def test_mind_features_are_the_distances_of_patches():

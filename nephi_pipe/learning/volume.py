@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import Frame, Grid, apply_affine
+
+_NEIGHBOUR, _PATCH = 2, 0.8
+"""Of MIND-SSC, in voxels: how far neighbours are, and the standard deviation of a patch."""
+
+_WHOLE = 1e-4
 
 
 class Volume:
@@ -85,19 +91,69 @@ def locally_normalised(image: Tensor, mask: Tensor, sigma_voxels: np.ndarray) ->
     return (image - mean) / (variance + 0.02**2).sqrt() * inside
 
 
-def mind_features(image: Tensor, sigma_voxels: float = 0.8, distance: int = 2) -> Tensor:
+def mind_features(
+    image: Tensor,
+    axes: np.ndarray | None = None,
+    sigma_voxels: Sequence[float] = (_PATCH,) * 3,
+) -> Tensor:
     """MIND-SSC: twelve self-similarity channels in [0, 1] (Heinrich et al., MICCAI 2013).
 
     ``image`` (X, Y, Z) -> (12, X, Y, Z); each channel compares two of the six neighbours of a
     voxel that lie at a right angle to each other.
+
+    Parameters
+    ----------
+    image
+        Intensities.
+    axes
+        3x3: from a voxel to the neighbour on each of three axes (columns), in voxels. Two images
+        are comparable where these are the same steps in the world, however each is stored;
+        None for two voxels along the image's own axes. Between voxels values are linear.
+    sigma_voxels
+        Standard deviation of a patch along each axis of the image.
     """
-    steps = torch.tensor([[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, -1], [0, -1, 0], [-1, 0, 0]])
-    pairs = [(a, b) for a in range(6) for b in range(a) if int(steps[a] @ steps[b]) == 0]
-    shifted = [torch.roll(image, tuple((distance * s).tolist()), dims=(0, 1, 2)) for s in steps]
+    axes = 2 * np.eye(3) if axes is None else axes
+    steps = np.concatenate([axes.T, -axes.T])
+    pairs = [(a, b) for a in range(6) for b in range(a) if a - b != 3]
+    shifted = [_shifted(image, step) for step in steps.tolist()]
     differences = torch.stack([(shifted[a] - shifted[b]) ** 2 for a, b in pairs])
-    distances = smooth(differences, [sigma_voxels] * 3)
+    distances = smooth(differences, list(sigma_voxels))
     distances = distances - distances.min(dim=0).values
     variance = distances.mean(dim=0)
     middle = variance.mean()
     variance = variance.clamp(middle * 1e-3, middle * 1e3)
     return torch.exp(-distances / variance)
+
+
+def mind_geometry(
+    grid: Grid, world_from_frame: np.ndarray, spacing_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """``axes`` and ``sigma_voxels`` of :func:`mind_features` for an image.
+
+    Parameters
+    ----------
+    grid
+        Of the image.
+    world_from_frame
+        4x4, the common world to that of the image, mm.
+    spacing_mm
+        What counts as a voxel in the common world.
+    """
+    axes = (grid.inverse_affine @ world_from_frame)[:3, :3] * (_NEIGHBOUR * spacing_mm)
+    return axes, _PATCH * spacing_mm / grid.spacing
+
+
+def _shifted(image: Tensor, offset: Sequence[float]) -> Tensor:
+    """What lies ``offset`` voxels further; linear between voxels, the border is repeated."""
+    for axis, along in enumerate(offset):
+        # Steps that are whole but for the rounding of an affine need no interpolation.
+        first = math.floor(along + _WHOLE)
+        part = max(along - first, 0.0)
+        index = torch.arange(image.shape[axis], device=image.device) + first
+        last = image.shape[axis] - 1
+        near = image.index_select(axis, index.clamp(0, last))
+        if part < 2 * _WHOLE:
+            image = near
+        else:
+            image = torch.lerp(near, image.index_select(axis, (index + 1).clamp(0, last)), part)
+    return image

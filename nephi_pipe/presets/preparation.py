@@ -10,11 +10,18 @@ import numpy as np
 import torch
 
 from ..ct import mend_ct
+from ..errors import InputDataError
 from ..geometry import Frame, Grid, apply_affine
 from ..images import Image, bounding_box, foreground, normalise
 from ..learning.optimise import Pair
 from ..learning.settings import Level, OptimisationSettings
-from ..learning.volume import Volume, locally_normalised, mind_features, smooth
+from ..learning.volume import (
+    Volume,
+    locally_normalised,
+    mind_features,
+    mind_geometry,
+    smooth,
+)
 from ..lung_mask import lung_mask
 from ..morphology import dilated
 from . import Preset
@@ -84,6 +91,11 @@ def prepare(
     if settings.rim_mm:
         mask = dilated(mask, settings.rim_mm, image.grid.spacing)
     kept = mask if excluded is None else mask & ~excluded
+    if not kept.any():
+        raise InputDataError(
+            f'The exclusion mask covers all that is compared of {image.name}; expected voxels of '
+            'the organ beside it. Give a smaller one.'
+        )
     if settings.intensity_range is None:
         data = normalise(image.data, kept)
     else:
@@ -115,9 +127,10 @@ def pair_builder(
     device: str,
 ) -> Callable[[Level], Pair]:
     """A function that makes the volumes of a level."""
+    coarser_mm = max(_voxel_mm(fixed), _voxel_mm(moving))
 
     def volume(side: Prepared, world: np.ndarray, level: Level) -> Volume:
-        channels = feature_channels(side, level, settings, device)
+        channels = feature_channels(side, level, settings, device, world, coarser_mm)
         return Volume(channels, side.grid, frame, world)
 
     def excluded(side: Prepared, world: np.ndarray) -> Volume | None:
@@ -138,19 +151,37 @@ def pair_builder(
 
 
 def feature_channels(
-    side: Prepared, level: Level, settings: OptimisationSettings, device: str
+    side: Prepared,
+    level: Level,
+    settings: OptimisationSettings,
+    device: str,
+    world: np.ndarray | None = None,
+    voxel_mm: float | None = None,
 ) -> torch.Tensor:
-    """Feature channels and, last, the weight: (C + 1, X, Y, Z)."""
+    """Feature channels and, last, the weight: (C + 1, X, Y, Z).
+
+    Features that look at neighbours (MIND) look along the axes of a common world, from which
+    ``world`` (4x4, mm) leads to that of the image (None: its own), in steps of ``voxel_mm``
+    (None: the image's own): two images are then comparable however each is stored.
+    """
     data = torch.from_numpy(side.data).to(device)
     weight = torch.from_numpy(side.weight).float().to(device)
     spacing = side.grid.spacing
     if level.smoothing_mm:
         data = smooth(data[None], level.smoothing_mm / spacing)[0]
     if settings.similarity == 'mind':
-        return torch.cat([mind_features(data), weight[None]])
+        geometry = mind_geometry(
+            side.grid, np.eye(4) if world is None else world, voxel_mm or _voxel_mm(side)
+        )
+        return torch.cat([mind_features(data, *geometry), weight[None]])
     features = [data]
     if settings.similarity == 'local-ncc':
         mask = torch.from_numpy(side.mask).to(device)
         local = locally_normalised(data, mask, settings.window * level.sample_mm / spacing)
         features.append(local)
     return torch.stack([*features, weight])
+
+
+def _voxel_mm(side: Prepared) -> float:
+    """The side of a cube as large as a voxel."""
+    return float(np.cbrt(side.grid.spacing.prod()))

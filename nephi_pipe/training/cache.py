@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
-from ..errors import NePhiError, StorageError
+from ..errors import InputDataError, NePhiError, StorageError
 from ..files import explain, make_folder, write_json
 from ..geometry import Frame, Grid, is_invertible
 from ..images import check_same_grid, load_image, load_labels, load_mask
@@ -111,6 +111,8 @@ def _key(one: Files, chosen: Preset, encoder_grid: int) -> str:
         'margin_mm': chosen.margin_mm,
         'encoder_grid': encoder_grid,
     }
+    if settings.similarity == 'mind':
+        made_by['neighbours'] = 'of the world'
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -241,13 +243,19 @@ def _labels_on(one: Files, grid: Grid) -> np.ndarray:
     """A label map, cropped and padded to a grid that is its own but for its borders."""
     labels, image = load_labels(one.labels), load_image(one.image)
     check_same_grid(labels, image)
+    most = np.iinfo(np.uint16).max
+    if labels.data.max() > most:
+        raise InputDataError(
+            f'{labels.name} holds the label {labels.data.max()}; a training tells labels up to '
+            f'{most} apart. Renumber the labels of all people alike.'
+        )
     first = np.rint(image.grid.to_index(grid.to_world(np.zeros(3)))).astype(int)
     found = np.zeros(grid.shape, dtype=np.uint16)
     lower = np.maximum(first, 0)
     upper = np.minimum(first + grid.shape, image.grid.shape)
     there = tuple(slice(a, b) for a, b in zip(lower, upper, strict=True))
     here = tuple(slice(a, b) for a, b in zip(lower - first, upper - first, strict=True))
-    found[here] = np.clip(labels.data[there], 0, np.iinfo(np.uint16).max)
+    found[here] = np.maximum(labels.data[there], 0)
     return found
 
 
