@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from scipy import ndimage
 
 from .errors import InputDataError
 from .images import Image
@@ -34,7 +35,8 @@ def mend_ct(image: Image) -> tuple[Image, tuple[str, ...]]:
 
     Limits: an image whose values happen to be spread like those of a CT is taken for one. An
     offset of 1000 is mended as one of 1024, which no registration sees. Padding is recognised
-    where it is below -1450 HU, or is the one value at six or more corners of the picture.
+    where it is below -1450 HU, or is the one value at six or more corners of the picture (above
+    air only as far as it hangs together with those corners).
 
     Parameters
     ----------
@@ -124,9 +126,21 @@ def _padding(data: np.ndarray) -> tuple[np.ndarray, float]:
     constant = data == value
     if counts.max() < 6 or AIR_HU - 1 <= value < -900 or constant.mean() < _PADDED_SHARE:
         constant = np.zeros_like(constant)
+    elif value >= AIR_HU:
+        constant = _from_the_corners(constant, ends)
     padding = constant | (data < NOTHING_BELOW_HU)
     found, counts = np.unique(data[padding], return_counts=True)
     return padding, float(found[counts.argmax()]) if counts.size else 0.0
+
+
+def _from_the_corners(chosen: np.ndarray, corners: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Those of the chosen voxels that hang together with one in a corner of the volume.
+
+    Tissue has voxels of the padding's value too, where that is one of tissue.
+    """
+    labels, _ = ndimage.label(chosen)
+    outer = np.unique(labels[corners])
+    return np.isin(labels, outer[outer > 0])
 
 
 def _refusal(image: Image) -> str:

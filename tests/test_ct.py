@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 from chest import chest_grid, make_chest
+from scipy import ndimage
 from small_pair import small_brain
 
 from nephi_pipe.ct import mend_ct
@@ -73,6 +74,16 @@ def test_padding_becomes_air(chest, corners, value, caplog, tmp_path):
     assert f'"{path}": padding' in caplog.text
     np.testing.assert_array_equal(image.data, padded)
     assert path.read_bytes() == before
+
+
+def test_tissue_of_the_value_of_the_padding_stays(chest, corners):
+    whole = np.rint(chest.image.data)
+    mended, _ = mend_ct(changed(chest.image, np.where(corners, 0, whole)))
+    tissue = ~corners & (whole == 0)
+    assert tissue.sum() > 100
+    beside = ndimage.binary_dilation(corners, iterations=3)
+    assert (mended.data[tissue & ~beside] == 0).all()
+    assert (mended.data[corners] == -1024).all()
 
 
 @pytest.mark.parametrize('pad', [None, -2000.0, 0.0])
