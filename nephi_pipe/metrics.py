@@ -166,7 +166,7 @@ def evaluate(
         ``folds`` (``finite_difference``, see `nephi_pipe.folds`), ``jacobian`` of the ``total``
         map and of the ``deformation`` without its affine (central differences on the fixed grid),
         ``inverse_consistency_mm`` (at 20 000 random mask points), ``similarity`` (global NCC
-        ``before`` and ``after``) and ``displacement_mm`` (|u|). Without labels, landmarks or
+        ``before`` and ``after``, where the moving image reaches) and ``displacement_mm`` (|u|). Without labels, landmarks or
         inverse their keys are absent.
 
     Raises
@@ -203,12 +203,18 @@ def evaluate(
         points = random_points(fixed.grid, mask, CONSISTENCY_POINTS)
         scores['inverse_consistency_mm'] = inverse_consistency_mm(transform, inverse, points)
     scores['similarity'] = {
-        when: ncc(fixed.data, resample(moving, one, fixed.grid, 'linear').data, mask)
+        when: _similarity(fixed, resample(moving, one, fixed.grid, 'linear', np.nan), mask)
         for when, one in maps.items()
     }
     lengths = _deformation_lengths(displacement, fixed.grid, mask, affine)
     scores['displacement_mm'] = _summary(lengths, ['mean', 'p95', 'max'])
     return scores
+
+
+def _similarity(fixed: Image, warped: Image, mask: np.ndarray) -> float:
+    """NCC where the moving image reaches, 0 where it reaches nothing of the mask."""
+    known = mask & np.isfinite(warped.data)
+    return ncc(fixed.data, warped.data, known) if known.any() else 0.0
 
 
 def _check_both(name: str, of_fixed: object, of_moving: object) -> None:

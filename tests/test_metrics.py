@@ -30,6 +30,19 @@ from nephi_pipe.transforms import DisplacementField, Transform
 TURN = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
 
 
+def test_similarity_is_taken_where_the_moving_image_reaches():
+    grid = Grid((30, 30, 30), np.diag([2.0, 2, 2, 1]))
+    data = np.random.default_rng(0).normal(50, 10, grid.shape).astype(np.float32)
+    cut = Image(data[:, :, 12:], grid.cropped((0, 0, 12), grid.shape))
+    whole = Image(data, grid)
+    found = evaluate(Transform(), whole, cut, fixed_mask=np.ones(grid.shape, dtype=bool))
+    assert found['similarity']['after'] == pytest.approx(1)
+    away = np.eye(4)
+    away[0, 3] = 500
+    found = evaluate(Transform([away]), whole, cut, fixed_mask=np.ones(grid.shape, dtype=bool))
+    assert found['similarity']['after'] == 0
+
+
 def ball(shape, center, radius, spacing=(1.0, 1.0, 1.0)) -> np.ndarray:
     offsets = (np.stack(np.indices(shape), axis=-1) - center) * np.array(spacing)
     return np.linalg.norm(offsets, axis=-1) <= radius
