@@ -216,6 +216,10 @@ def _add_apply(commands: Any) -> None:
         '--interpolation', choices=INTERPOLATIONS, default='linear',
         help='labels: nearest, and the values stay whole numbers (default: linear)',
     )  # fmt: skip
+    parser.add_argument(
+        '--outside', type=float, default=0.0, metavar='VALUE',
+        help='where the image has no voxels (default: 0; of a CT -1000 is air)',
+    )  # fmt: skip
 
 
 def _add_evaluate(commands: Any) -> None:

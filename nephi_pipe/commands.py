@@ -75,7 +75,14 @@ def apply(arguments: argparse.Namespace) -> None:
         apply_to_points(arguments.input, chain, arguments.output)
     else:
         grid = read_grid(arguments.reference)
-        apply_to_image(arguments.input, chain, grid, arguments.output, arguments.interpolation)
+        apply_to_image(
+            arguments.input,
+            chain,
+            grid,
+            arguments.output,
+            arguments.interpolation,
+            arguments.outside,
+        )
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

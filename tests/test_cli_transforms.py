@@ -75,6 +75,24 @@ def test_4d_image_is_resampled_volume_by_volume(tmp_path, interpolation) -> None
     assert result.get_data_dtype() == (np.int16 if kept else np.float32)
 
 
+def test_apply_fills_what_lies_outside_as_it_is_told(capsys, tmp_path, files) -> None:
+    far = affine_file(tmp_path, 'far', SHIFT)
+    given = ['apply', far, files['fixed_image'], '--reference', files['fixed_image']]
+    given += ['-o', tmp_path / 'out.nii.gz', '--outside', '-1000']
+    assert main([str(one) for one in given]) == 0
+    values = load_image(tmp_path / 'out.nii.gz').data
+    assert (values == -1000).any() and not (values == 0).all()
+    data = np.ones(GRID.shape, np.uint8)
+    data[3:] = 2
+    bytes_file = save_image(tmp_path / 'bytes.nii.gz', data, GRID)
+    given = [far, bytes_file, '--reference', bytes_file, '-o', tmp_path / 'out.nii.gz']
+    code, message = error_of(
+        capsys, 'apply', *given, '--interpolation', 'nearest', '--outside', '-1000'
+    )
+    assert code == 64
+    assert '-1000 outside of the image cannot be stored' in message
+
+
 def test_apply_refuses_another_suffix(capsys, tmp_path, files) -> None:
     shift = affine_file(tmp_path, 'shift', SHIFT)
     options = ['--reference', files['fixed_image'], '-o', tmp_path / 'out.png']

@@ -33,6 +33,9 @@ class ApplyTransformInputSpec(BaseInterfaceInputSpec):
     interpolation = traits.Enum(
         'linear', 'nearest', 'cubic', 'labels', usedefault=True, desc='how voxels are read'
     )
+    outside = traits.Float(
+        0.0, usedefault=True, desc='where the image has no voxels (of a CT -1000 is air)'
+    )
 
 
 class ApplyTransformOutputSpec(TraitedSpec):
@@ -54,7 +57,9 @@ class ApplyTransform(SimpleInterface):
             result = apply_to_points(source, transform, folder / 'points.tsv')
         else:
             grid, kind = self._reference_grid(), self.inputs.interpolation
-            result = apply_to_image(source, transform, grid, folder / 'warped.nii.gz', kind)
+            result = apply_to_image(
+                source, transform, grid, folder / 'warped.nii.gz', kind, self.inputs.outside
+            )
         self._results['output_file'] = str(result)
         return runtime
 
