@@ -115,6 +115,7 @@ def checked_affine(image: nib.spatialimages.SpatialImage, path: str | os.PathLik
             f'"{path}" has an affine that {flaw}; expected one that places its voxels in the '
             'world, in millimetres. Repair the header (sform) and try again.'
         )
+    _check_world(image, path)
     _report_different_forms(image, affine, path)
     return affine
 
@@ -188,6 +189,30 @@ def _check_size(image: nib.spatialimages.SpatialImage, path: str) -> None:
 def _reason(error: Exception) -> str:
     lines = str(error).splitlines()
     return lines[0] if lines and lines[0].strip() else type(error).__name__
+
+
+def _check_world(image: nib.spatialimages.SpatialImage, path: str | os.PathLike) -> None:
+    """Refuse other units than mm, and tell where the header does not say where voxels lie."""
+    if not isinstance(image, nib.Nifti1Pair):
+        return
+    header = image.header
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError:  # no code of a unit
+        unit = 'unknown'
+    if unit not in ('mm', 'unknown'):
+        raise InputDataError(
+            f'"{path}" says that its unit is the {unit}; expected millimetres. Convert voxel sizes '
+            'and affine to millimetres.'
+        )
+    if not header['sform_code'] and not header['qform_code']:
+        logger.warning(
+            '"%s" does not say where it lies (sform and qform have the code 0): its middle is '
+            'taken as the origin, with x to the left. Other programs may place it elsewhere, and '
+            'then do not apply transforms as they are meant; set a form with the tool that made '
+            'the file.',
+            path,
+        )
 
 
 def _report_different_forms(

@@ -63,23 +63,36 @@ def load_image(path: str | os.PathLike) -> Image:
     data, grid = _read(Path(path))
     with np.errstate(over='ignore'):
         data = np.asarray(data, dtype=np.float32)
-    if not np.isfinite(data).all():
-        bad = int(data.size - np.isfinite(data).sum())
-        raise InputDataError(
-            f'"{path}" holds {bad} values that are not finite (NaN or infinite); expected a '
-            'number in every voxel. Replace them (for example by 0) and try again.'
-        )
+    image = Image(data, grid, Path(path))
+    check_finite(image)
     if data.min() == data.max():
         raise InputDataError(
             f'"{path}" has the value {data.flat[0]:g} in every voxel; expected an image with '
             'contrast. Check that the right file was given.'
         )
-    return Image(data, grid, Path(path))
+    return image
+
+
+def check_finite(image: Image) -> None:
+    """Raise InputDataError where an image holds NaN or infinite values."""
+    finite = np.isfinite(image.data)
+    if not finite.all():
+        raise InputDataError(
+            f'{image.name} holds {finite.size - finite.sum()} values that are not finite (NaN or '
+            'infinite); expected a number in every voxel. Replace them (for example by 0) and try '
+            'again.'
+        )
 
 
 def load_labels(path: str | os.PathLike) -> Image:
     """Read a 3D label map as int32; values must be whole numbers (0 is background)."""
     data, grid = _read(Path(path))
+    most = np.iinfo(np.int32).max
+    if data.max() > most or data.min() < -most:
+        raise InputDataError(
+            f'"{path}" holds the label {max(data.max(), -data.min()):.0f}; expected numbers up to '
+            f'{most}. Renumber the labels.'
+        )
     with np.errstate(invalid='ignore'):
         labels = np.asarray(np.rint(data), dtype=np.int32)
     if not np.allclose(data, labels, rtol=0, atol=1e-3):
@@ -128,7 +141,17 @@ def save_image(
 
     ``data`` has the shape of the grid, possibly with further axes; bool is written as uint8, and
     int64, which few tools read, as int32.
+
+    Raises
+    ------
+    InputDataError
+        Numbers are too large for int32.
     """
+    if data.dtype == np.int64 and data.size and np.abs(data).max() > np.iinfo(np.int32).max:
+        raise InputDataError(
+            f'"{path}" would hold the number {np.abs(data).max()}; expected numbers up to '
+            f'{np.iinfo(np.int32).max}. Renumber the labels.'
+        )
     data = data.astype(_STORED_AS.get(data.dtype.name, data.dtype), copy=False)
     image = nib.Nifti1Image(data, grid.affine)
     image.header.set_xyzt_units('mm')
@@ -201,6 +224,9 @@ def _background_value(data: np.ndarray) -> float:
 def _otsu(data: np.ndarray, bins: int = 256) -> float:
     """Otsu's threshold (IEEE Trans SMC 9, 1979) between the 0.5th and 99.5th percentile."""
     low, high = np.percentile(data[::2, ::2, ::2], [0.5, 99.5])
+    if low == high:
+        # What is not background is so small that no percentile sees it.
+        low, high = data.min(), data.max()
     counts, edges = np.histogram(data, bins=bins, range=(low, high))
     centers = (edges[:-1] + edges[1:]) / 2
     weight = np.cumsum(counts)

@@ -13,7 +13,14 @@ import numpy as np
 
 from .ct import mend_ct
 from .errors import InputDataError, UsageError
-from .images import Image, check_same_grid, load_image, load_mask
+from .images import (
+    Image,
+    bounding_box,
+    check_finite,
+    check_same_grid,
+    load_image,
+    load_mask,
+)
 from .initial import FilePaths, InitialTransform, listed, start_of
 from .lung_sides import lungs_of_pair
 from .presets import Preset, preset
@@ -33,6 +40,9 @@ __all__ = ['Registration', 'load_registration', 'register']
 logger = logging.getLogger(__name__)
 
 ImageLike = Image | str | os.PathLike
+
+_LEAST_SAMPLES = 2
+"""Of the coarsest level, along the shortest side of what is compared."""
 
 
 def register(
@@ -132,6 +142,8 @@ def register(
             prepare(image, mask and mask.data, out, chosen)
             for image, mask, out in zip((fixed, moving), masks, excluded, strict=True)
         ]
+        for image, one in zip((fixed, moving), prepared, strict=True):
+            _check_size(image, one, chosen)
         outline = Image(prepared[0].outline, prepared[0].grid)
         matrix, base = start_of(initial_transform, initial_inverse, outline)
         pre_aligned = base is not None
@@ -163,7 +175,10 @@ def register(
 
 
 def _image(image: ImageLike) -> Image:
-    return image if isinstance(image, Image) else load_image(image)
+    if not isinstance(image, Image):
+        return load_image(image)
+    check_finite(image)
+    return image
 
 
 def _mask(mask: ImageLike | None, image: Image) -> Image | None:
@@ -179,6 +194,20 @@ def _mask(mask: ImageLike | None, image: Image) -> Image | None:
             'both belong together.'
         )
     return mask.with_data(mask.data > 0)
+
+
+def _check_size(image: Image, prepared: Prepared, chosen: Preset) -> None:
+    """Refuse what the coarsest lattice would fall beside."""
+    coarsest_mm = max(level.sample_mm for level in chosen.optimisation.levels)
+    voxels = [part.stop - part.start for part in bounding_box(prepared.weight)]
+    size_mm = float((np.array(voxels) * prepared.grid.spacing).min())
+    if size_mm < _LEAST_SAMPLES * coarsest_mm:
+        raise InputDataError(
+            f'What is compared of {image.name} is {size_mm:.3g} mm thick; expected at least '
+            f'{_LEAST_SAMPLES * coarsest_mm:g} mm, since images are compared every '
+            f'{coarsest_mm:g} mm at first. Check mask and voxel sizes; for small animals multiply '
+            'the voxel sizes of both images by 10 or so.'
+        )
 
 
 def _excluded(

@@ -98,6 +98,17 @@ def test_one_form_or_two_equal_ones_bring_no_warning(codes, turn, tmp_path, capl
     assert image.grid.same_as(Grid(GRID.shape, GRID.affine if codes[0] else other), 1e-3)
 
 
+def test_an_image_without_any_form_is_read_with_a_warning(tmp_path, caplog):
+    image = nib.Nifti1Image(PICTURE, None)
+    image.header.set_zooms((2, 3, 4))
+    nib.save(image, tmp_path / 'x.nii.gz')
+    with caplog.at_level(logging.WARNING):
+        found = load_image(tmp_path / 'x.nii.gz')
+    assert 'x.nii.gz" does not say where it lies' in caplog.text
+    np.testing.assert_allclose(found.grid.affine[:3, :3], np.diag([-2, 3, 4]))
+    np.testing.assert_allclose(found.grid.to_world((np.array(PICTURE.shape) - 1) / 2), 0)
+
+
 # What is refused
 
 
@@ -195,6 +206,27 @@ def test_affines_that_place_voxels_nowhere(fault, tmp_path):
     refused(load_image, tmp_path / 'x.nii.gz', 'affine that is zero, singular or not finite')
 
 
+@pytest.mark.parametrize('unit', ['meter', 'micron'])
+def test_other_units_than_millimetres(unit, tmp_path):
+    image = nib.Nifti1Image(PICTURE, GRID.affine)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / 'x.nii.gz')
+    refused(load_image, tmp_path / 'x.nii.gz', f'unit is the {unit}; expected millimetres')
+
+
+def test_numbers_that_are_too_large_for_labels(tmp_path):
+    data = np.zeros(GRID.shape, np.uint32)
+    data[3, 3, 3] = 2**31 + 5
+    path = write_image(tmp_path / 'x.nii.gz', data, GRID.affine)
+    refused(load_labels, path, 'holds the label 2147483653; expected numbers up to 2147483647')
+    refused(
+        lambda path: save_image(path, data.astype(np.int64), GRID),
+        tmp_path / 'y.nii.gz',
+        'would hold the number 2147483653',
+    )
+    assert not (tmp_path / 'y.nii.gz').exists()
+
+
 def test_labels_and_masks(tmp_path):
     half = write_image(tmp_path / 'half.nii.gz', PICTURE, GRID.affine)
     refused(load_labels, half, 'not whole numbers')
@@ -273,6 +305,13 @@ def test_foreground_of_a_whole_head_is_the_head():
     data[distance < 20] = 4
     mask = foreground(Image(data.astype(np.float32), grid))
     assert (mask == (distance < 60)).mean() > 0.999
+
+
+def test_foreground_of_something_tiny_is_found():
+    data = np.zeros((60, 60, 60), np.float32)
+    data[20:26, 30:37, 40:48] = 100 + np.arange(8)
+    found = foreground(Image(data, make_grid(shape=data.shape)))
+    np.testing.assert_array_equal(found, data > 0)
 
 
 def test_normalise_maps_percentiles_of_the_mask():

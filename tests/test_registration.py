@@ -343,6 +343,28 @@ def test_a_mask_that_misses_the_brain_is_refused(pair):
         quickly(pair.fixed, pair.moving, fixed_mask=Image(corner, pair.fixed.grid))
 
 
+def test_a_mask_that_no_lattice_can_see_is_refused(pair):
+    brain = foreground(pair.fixed)
+    thin = np.zeros_like(brain)
+    thin[:, :, 20:21] = brain[:, :, 20:21]
+    thick = pair.fixed.grid.spacing[2]
+    with pytest.raises(InputDataError, match=f'is {thick:.3g} mm thick; expected at least'):
+        quickly(pair.fixed, pair.moving, fixed_mask=Image(thin, pair.fixed.grid))
+
+
+def test_an_exclusion_of_everything_is_refused(pair):
+    everything = Image(np.ones(pair.moving.grid.shape, dtype=bool), pair.moving.grid)
+    with pytest.raises(InputDataError, match='covers all that is compared'):
+        quickly(pair.fixed, pair.moving, exclude_mask=everything)
+
+
+def test_values_in_memory_that_are_not_finite_are_refused(pair):
+    data = pair.moving.data.copy()
+    data[3, 4, 5] = np.nan
+    with pytest.raises(InputDataError, match='in memory holds 1 values that are not finite'):
+        quickly(pair.fixed, pair.moving.with_data(data))
+
+
 @pytest.mark.parametrize('name', ['fixed_mask', 'moving_mask', 'exclude_mask'])
 def test_a_mask_of_another_image_is_refused(pair, name):
     other = Image(np.ones((9, 8, 7), dtype=bool), make_grid('LAS', (9, 8, 7), 9.0))

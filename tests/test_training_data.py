@@ -12,7 +12,7 @@ from data import AFFINE
 from training_people import aligned, make_quick
 
 from nephi_pipe import images as images_module
-from nephi_pipe.errors import StorageError, UsageError
+from nephi_pipe.errors import InputDataError, StorageError, UsageError
 from nephi_pipe.field.model import read_cube
 from nephi_pipe.geometry import Grid, apply_affine
 from nephi_pipe.images import load_image, load_labels, load_mask, save_image
@@ -145,6 +145,15 @@ def test_a_full_disk_leaves_no_entry(files, quick, tmp_path) -> None:
         with pytest.raises(StorageError, match='MB free.*Free some space'):
             load_subjects(files, preset('brain'), 25, tmp_path)
     assert len(load_subjects(files, preset('brain'), 25, tmp_path)) == 3
+
+
+def test_labels_that_would_be_merged_are_refused(files, quick, tmp_path) -> None:
+    labels = load_labels(files[0].labels)
+    large = np.where(labels.data == labels.data.max(), 312_782_546, labels.data)
+    path = save_image(tmp_path / 'labels.nii.gz', large.astype(np.int32), labels.grid)
+    with pytest.raises(InputDataError, match='labels.nii.gz" holds the label 312782546'):
+        load_subjects([replace(files[0], labels=path)], preset('brain'), 25, tmp_path / 'cache')
+    assert not [one for one in (tmp_path / 'cache').iterdir() if one.is_dir()]
 
 
 def test_what_a_killed_process_left_is_removed_a_day_later(files, quick, tmp_path) -> None:

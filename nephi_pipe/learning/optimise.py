@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InputDataError
 from ..field.deformation import CHUNK, NePhiField
 from ..field.interpolate import separable
 from ..field.siren import fourier_features
@@ -375,6 +376,11 @@ class _Sampled:
     def random_points(self, count: int, step: float, generator: torch.Generator) -> Tensor:
         """Points near random samples inside the union of both masks."""
         union = torch.cat(self._points)
+        if not len(union):
+            raise InputDataError(
+                'No sample of a lattice lies in the masks: they are too small or too thin to be '
+                'compared. Check masks and voxel sizes.'
+            )
         index = torch.randint(len(union), (count,), generator=generator)
         jitter = (torch.rand(count, union.shape[1], generator=generator) - 0.5) * step
         return union[index.to(union.device)] + jitter.to(union)
