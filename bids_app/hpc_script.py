@@ -27,7 +27,14 @@ from .preflight import check_pairs
 from .reference import mni_template
 from .resources import SHARE
 from .run import check_files
-from .settings import POSITIONAL, Settings, make_settings, parse_memory
+from .settings import (
+    NAME_FILES,
+    POSITIONAL,
+    Settings,
+    absolute,
+    make_settings,
+    parse_memory,
+)
 
 logger = logging.getLogger('nephi_pipe')
 
@@ -56,9 +63,6 @@ SETTLED = {
 }
 """Options of nephi-pipe that are not passed on, and what is there instead."""
 
-
-NAME_FILES = ('reference', 'pairs', 'weights')
-"""Options whose text may be the name of a file."""
 
 FOR_GROUP = ('config_file', 'verbose')
 """Options of nephi-pipe that mean something to the group level."""
@@ -192,7 +196,7 @@ def to_arguments(given: Mapping[str, Any]) -> list[str]:
         word
         for action in build_parser()._actions
         if action.option_strings and action.dest in given
-        for word in _option(action, _absolute(action.dest, given[action.dest]))
+        for word in _option(action, absolute(action.dest, given[action.dest]))
     ]
 
 
@@ -205,14 +209,6 @@ def _option(action: argparse.Action, value: Any) -> list[str]:
     if isinstance(value, list):
         return [name, *value]
     return [f'{name}={value}']
-
-
-def _absolute(name: str, value: Any) -> Any:
-    """The value of an option with paths from the root."""
-    if isinstance(value, Mapping):
-        return {key: _absolute(name, each) for key, each in value.items()}
-    file = isinstance(value, str) and name in NAME_FILES and os.path.isfile(value)
-    return Path(os.path.abspath(value)) if file or isinstance(value, Path) else value
 
 
 def _write_pairs(script: Path, settings: Settings, pairs: Sequence[Pair]) -> Path:
@@ -326,7 +322,9 @@ def _read(settings: Settings, given: Mapping[str, Any]) -> Iterator[Path]:
     for name, value in {**vars(settings), **given}.items():
         if name in ('output_dir', 'work_dir'):
             continue
-        found = _absolute(name, value)
+        found = absolute(name, value)
+        if name in NAME_FILES and isinstance(found, str) and os.path.isfile(found):
+            found = Path(found)
         for path in found.values() if isinstance(found, Mapping) else [found]:
             if isinstance(path, Path):
                 yield from (path, Path(os.path.realpath(path)))

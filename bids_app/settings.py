@@ -39,6 +39,9 @@ MAX_THREADS = 8
 TABLES = ('run', 'settings', 'derivatives', 'thresholds')
 """Tables of a configuration file."""
 
+NAME_FILES = ('reference', 'pairs', 'session_pairs', 'weights')
+"""Settings whose text may be the name of a file."""
+
 POSITIONAL = ('bids_dir', 'output_dir', 'levels')
 """Settings that a configuration file never provides."""
 
@@ -88,8 +91,8 @@ class Settings:
     thresholds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ('bids_dir', 'output_dir', 'work_dir'):
-            object.__setattr__(self, name, Path(os.path.abspath(getattr(self, name))))
+        for item in fields(self):
+            object.__setattr__(self, item.name, absolute(item.name, getattr(self, item.name)))
         for name in ('participant_label', 'session_label'):
             object.__setattr__(self, name, _labels(getattr(self, name)))
         if self.fixed_acq is not None:
@@ -111,6 +114,20 @@ class Settings:
         return self.device.startswith('cuda')
 
 
+def absolute(name: str, value: Any) -> Any:
+    """A setting without paths that depend on the current folder: nodes have folders of their own.
+
+    >>> absolute('weights', 'default')
+    'default'
+    """
+    if isinstance(value, Mapping):
+        return {key: absolute(name, each) for key, each in value.items()}
+    file = isinstance(value, str) and name in NAME_FILES and os.path.isfile(value)
+    if isinstance(value, Path):
+        return Path(os.path.abspath(value))
+    return os.path.abspath(value) if file else value
+
+
 def make_settings(given: Mapping[str, Any], config_file: Path | None = None) -> Settings:
     """Defaults, overridden by a configuration file, overridden by what was ``given``.
 
@@ -130,6 +147,12 @@ def make_settings(given: Mapping[str, Any], config_file: Path | None = None) -> 
     from_file = read_settings(config_file) if config_file else {}
     settings = Settings(**{**from_file, **given})
     _check_modality(settings, given)
+    if 'reference' in given and settings.pairs != 'to-reference':
+        raise UsageError(
+            f'--reference {settings.reference} has no meaning with --pairs {settings.pairs}, '
+            'which says itself who is registered to whom; expected one of them. Leave the other '
+            'out.'
+        )
     return settings
 
 
@@ -262,6 +285,11 @@ def _check(settings: Settings) -> None:
     _check_modality(settings, [k for k, v in defaults.items() if getattr(settings, k) != v])
     _check_numbers(settings)
     _check_folders(settings)
+    if 'raw' in settings.derivatives:
+        raise UsageError(
+            'The derivatives cannot be called "raw", which is the data set itself in what is '
+            'written; expected another name. Choose one in --derivatives NAME=PATH.'
+        )
 
 
 def _check_choices(settings: Settings) -> None:

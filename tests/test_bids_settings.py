@@ -28,7 +28,7 @@ def test_every_option_arrives(tmp_path):
     line = (
         f'{tmp_path}/ds {tmp_path}/out participant group --modality brain '
         '--participant-label sub-01 02 --participant-label 03 --session-label ses-a '
-        '--bids-filter-file f.json --derivatives a=A b=B -d c=C=D --reference sub-01 --pairs all '
+        '--bids-filter-file f.json --derivatives a=A b=B -d c=C=D --pairs all '
         '--whole-head --weights none --steps 7 --no-affine --initial-transform a.txt '
         '--xfm-format nii --xfm-grid 2.5 --dry-run --nprocs 3 --omp-nthreads 2 --mem 7500M '
         f'--plugin Linear --use-plugin p.yml '
@@ -40,13 +40,36 @@ def test_every_option_arrives(tmp_path):
         modality='brain', participant_label=('01', '02', '03'), session_label=('a',),
         bids_filter_file=Path('f.json'),
         derivatives={'a': Path('A'), 'b': Path('B'), 'c': Path('C=D')},
-        reference='sub-01', pairs='all', whole_head=True, weights='none', steps=7, affine=False,
+        pairs='all', whole_head=True, weights='none', steps=7, affine=False,
         initial_transform=Path('a.txt'), xfm_format='nii', xfm_grid='2.5', dry_run=True, nprocs=3,
         omp_nthreads=2, mem_gb=7.5, work_dir=tmp_path / 'w', device='cuda:1', random_seed=5,
         plugin='Linear', use_plugin=Path('p.yml'),
         sloppy=True, write_graph=True, stop_on_first_crash=True, skip_bids_validation=True,
         reports_only=True, verbose=2,
     )  # fmt: skip
+
+
+def test_paths_lead_from_the_root(tmp_path, monkeypatch):
+    """Nodes run in folders of their own, and a file of settings is used from any folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('mine.safetensors', 'pairs.tsv'):
+        (tmp_path / name).touch()
+    line = (
+        '--derivatives a=A --weights mine.safetensors --pairs pairs.tsv --initial-transform a.txt'
+    )
+    settings = parse_settings([*BASE, *line.split()])
+    assert settings.weights == str(tmp_path / 'mine.safetensors')
+    assert settings.pairs == str(tmp_path / 'pairs.tsv')
+    assert settings.derivatives == {'a': tmp_path / 'A'}
+    assert settings.initial_transform == tmp_path / 'a.txt'
+    written = write_settings(tmp_path / 'run.toml', settings, {})
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    again = make_settings(
+        {'bids_dir': settings.bids_dir, 'output_dir': settings.output_dir}, written
+    )
+    assert again == settings
+    assert parse_settings([*BASE, '--weights', 'none']).weights == 'none'
 
 
 def test_defaults(tmp_path, monkeypatch):
@@ -71,6 +94,8 @@ def test_defaults(tmp_path, monkeypatch):
         ([*BASE, '--steps', 'many'], 64, "invalid int value: 'many'"),
         ([*BASE, '--xfm-format', 'mif'], 64, "invalid choice: 'mif'"),
         ([*BASE, '--derivatives', 'meshnet'], 64, 'expected NAME=PATH'),
+        ([*BASE, '--derivatives', 'raw=meshnet'], 64, 'cannot be called "raw"'),
+        ([*BASE, '--pairs', 'all', '--reference', 'sub-1'], 64, 'no meaning with --pairs all'),
         ([*BASE, '--mem', 'lots'], 64, '"lots" is not an amount of memory'),
         ([*BASE, '--nprocs', '0'], 64, 'nprocs is 0; expected 1 or more'),
         ([*BASE, '--xfm-grid', 'fine'], 64, 'expected auto, native or a spacing in mm'),

@@ -12,6 +12,7 @@ import pytest
 from bids_data import ball, make_dataset, save
 
 from nephi_pipe.bids_app.cli import parse_settings
+from nephi_pipe.bids_app.hpc_script import to_arguments
 from nephi_pipe.bids_app.pairs import select_pairs
 from nephi_pipe.bids_app.settings import parse_memory
 from nephi_pipe.cli import main
@@ -157,6 +158,15 @@ def test_a_task_and_the_group(script, tmp_path, monkeypatch):
         str(script.bids), str(script.out), 'group', '-w', str(script.work),
         f'--config-file={config}', '--verbose', '--verbose',
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize('name', ['session_pairs', 'pairs', 'weights'])
+def test_files_among_the_options_are_absolute(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine').touch()
+    option = f'--{name.replace("_", "-")}'
+    assert to_arguments({name: 'mine'}) == [f'{option}={tmp_path}/mine']
+    assert to_arguments({name: 'all'}) == [f'{option}=all']
 
 
 def test_local_scratch_is_kept_when_a_task_stops(script, tmp_path):
