@@ -46,7 +46,8 @@ def store_pair(
     """Copy one pair's results to their BIDS names, with sidecars; the metrics come last.
 
     A file that is already there with the same content is left alone. Metrics of another result go
-    first: where metrics are, all files belong to them, whenever a run may be killed.
+    first, and then what that result had and this one has not: where metrics are, all files belong
+    to them, whenever a run may be killed.
 
     Parameters
     ----------
@@ -74,8 +75,9 @@ def store_pair(
     facts = {**facts, **parts.get('provenance', {})}  # what the engine did counts
     texts = _sidecars(names, results, facts)
     metrics = _json(_metrics(names, results, facts, parts))
-    if names.metrics.is_file() and names.metrics.read_bytes() != metrics.encode():
-        names.metrics.unlink()
+    if not names.metrics.is_file() or names.metrics.read_bytes() != metrics.encode():
+        names.metrics.unlink(missing_ok=True)
+        _remove_others(names, results)
     for field, attribute in FILES.items():
         if not results.get(field):
             continue
@@ -87,6 +89,29 @@ def store_pair(
     stored.update(_store_figures(names, results.get('figures') or ()))
     stored['metrics'] = write_if_new(names.metrics, metrics)
     return stored
+
+
+def _remove_others(names: Names, results: Mapping[str, Any]) -> None:
+    """Remove what another result of the pair left and this one will not replace."""
+    others = names.of_other_formats()
+    for field, attribute in FILES.items():
+        target = getattr(names, attribute)
+        if not results.get(field):
+            others += [target, sidecar(target)]
+    if not (results.get('warped_labels') and names.pair.moving.label_table):
+        others.append(names.labels.with_name(_table_name(names)))
+    kept = {_figure(names, Path(figure)).name for figure in results.get('figures') or ()}
+    start, _, end = names.figure('*', '').name.partition('*')
+    if names.figures.is_dir():
+        others += [
+            path
+            for path in names.figures.iterdir()
+            if path.name.startswith(start)
+            and path.name.split('.')[0].endswith(end)
+            and path.name not in kept
+        ]
+    for path in others:
+        path.unlink(missing_ok=True)
 
 
 def _metrics(
@@ -125,10 +150,19 @@ def write_if_new(path: Path, text: str) -> Path:
 def _store_figures(names: Names, figures: Any) -> dict[str, Path]:
     stored = {}
     for figure in map(Path, figures):
-        key = re.search(r'desc-([0-9A-Za-z]+)', figure.name)
-        key = key[1] if key else re.sub('[^0-9A-Za-z]', '', figure.name.split('.')[0])
-        stored[f'figure_{key}'] = copy_file(figure, names.figure(key, figure.suffix))
+        stored[f'figure_{_key(figure)}'] = copy_file(figure, _figure(names, figure))
     return stored
+
+
+def _key(figure: Path) -> str:
+    """What a figure shows, by its name."""
+    found = re.search(r'desc-([0-9A-Za-z]+)', figure.name)
+    return found[1] if found else re.sub('[^0-9A-Za-z]', '', figure.name.split('.')[0])
+
+
+def _figure(names: Names, figure: Path) -> Path:
+    """Where a figure goes."""
+    return names.figure(_key(figure), figure.suffix)
 
 
 def _table_name(names: Names) -> str:

@@ -83,6 +83,15 @@ class Names:
         """One picture of the report."""
         return self.figures / f'{self.in_space}_desc-{key}_{self.pair.moving.suffix}{extension}'
 
+    def of_other_formats(self) -> list[Path]:
+        """Transforms of this pair in formats that another run may have chosen."""
+        return [
+            path.with_name(path.name.removesuffix(XFM_SUFFIX[self.xfm_format]) + suffix)
+            for path in (self.forward, self.inverse)
+            for name, suffix in XFM_SUFFIX.items()
+            if name != self.xfm_format
+        ]
+
     def _on_grid(self, end: str) -> Path:
         return self.folder / f'{self.in_space}_desc-nephi_{end}'
 
