@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from pathlib import Path
@@ -24,6 +24,10 @@ from .sessions import (
 from .settings import Settings
 
 logger = logging.getLogger('nephi_pipe')
+
+
+EXAMPLE_MASKS = {'brain': 'desc-brain_mask', 'lung': 'label-lung_mask'}
+"""How masks are called, for messages."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,28 @@ def select_pairs(settings: Settings) -> list[Pair]:
     else:
         pairs = _pairs_between_people(settings, available, people)
     _check_names(pairs)
+    _warn_of_companions(settings, pairs)
     return pairs
+
+
+def _warn_of_companions(settings: Settings, pairs: Sequence[Pair]) -> None:
+    """Tell what was given and takes no part: a mistyped name, or landmarks of one side."""
+    scans = [scan for pair in pairs for scan in (pair.moving, pair.fixed)]
+    uris = [uri for scan in scans for uri in (*scan.companion_uris, scan.landmarks_uri) if uri]
+    used = {uri.split(':')[1] for uri in uris}
+    for name, path in settings.derivatives.items():
+        if name not in used:
+            mask = EXAMPLE_MASKS[settings.modality]
+            logger.warning(
+                'The derivatives %s ("%s") give nothing to the scans that are selected; expected '
+                'files like %s/%s_%s.nii.gz, ..._dseg.nii.gz or ..._landmarks.tsv.',
+                name, path, scans[0].folder, scans[0].stem, mask,
+            )  # fmt: skip
+    alone = [p.name for p in pairs if (p.moving.landmarks is None) != (p.fixed.landmarks is None)]
+    if alone:
+        logger.warning(
+            'Landmarks are given of one scan only and not scored: %s.', shorten(alone, 4)
+        )
 
 
 def _catalogue(settings: Settings, subjects: Iterable[str]) -> Catalogue:
@@ -87,7 +112,7 @@ def _pairs_between_people(
         rows = _selected_rows(settings, people)
         people = [p for p in people if p in {subject_of(m, settings.bids_dir) for m, _ in rows}]
     fixed_people = _fixed_people(settings, rows)
-    choose_participants(available, fixed_people)
+    choose_participants(available, fixed_people, '--reference' if rows is None else '--pairs')
     catalogue = _catalogue(settings, {*people, *fixed_people})
     if rows is not None:
         return _pairs_of_table(settings, catalogue, rows)
@@ -99,19 +124,18 @@ def _pairs_within_people(settings: Settings, people: Sequence[str]) -> list[Pair
     table, rows = None, []
     if settings.session_pairs not in (None, *POLICIES):
         table = Path(settings.session_pairs)
-        rows = [row for row in read_session_table(table) if row[0] in people]
-        people = sorted({row[0] for row in rows})
-        if not people:
-            raise NothingSelectedError(
-                f'None of the people in "{table}" is in the data set and selected.'
-            )
+        rows = read_session_table(table)
+        _warn_of_strangers([row[0] for row in rows], settings)
+        rows = [row for row in rows if row[0] in people]
+        people = _people_of_table(settings, people, {row[0] for row in rows})
     catalogue = _catalogue(settings, people)
     scans = _scans_of(catalogue, people, bool(settings.participant_label), any_session=True)
+    _warn_of_sessions(settings, scans)
     pairs, without = [], []
     for label, group in groupby(scans, key=lambda scan: scan.subject):
         own = list(group)
         mine = [row for row in rows if row[0] == label]
-        matches = pair_rows(own, mine, table) if table else _matches(settings, label, own)
+        matches = _matches(settings, label, own, mine)
         chosen = [Pair(*match) for match in matches if _is_chosen(settings, match)]
         pairs += sorted(chosen, key=lambda pair: pair.name)
         without += [] if chosen else [_why_none(settings, label, own)]
@@ -122,16 +146,65 @@ def _pairs_within_people(settings: Settings, people: Sequence[str]) -> list[Pair
     return pairs
 
 
-def _matches(settings: Settings, label: str, scans: Sequence[Scan]) -> list[Match]:
+def _people_of_table(
+    settings: Settings, people: Sequence[str], with_rows: Collection[str]
+) -> list[str]:
+    """Whose scans are paired where there is a table of sessions."""
+    if settings.fixed_acq is not None:
+        return list(people)  # breath states are paired beside it
+    if not with_rows:
+        raise NothingSelectedError(
+            f'None of the people in "{settings.session_pairs}" is in the data set and selected.'
+        )
+    without = [f'sub-{label}' for label in people if label not in with_rows]
+    if without and settings.participant_label:
+        raise NothingSelectedError(
+            f'"{settings.session_pairs}" has no row of {shorten(without)}; expected one of each '
+            'person who is selected. Add rows, or select others.'
+        )
+    return sorted(with_rows)
+
+
+def _warn_of_strangers(labels: Iterable[str], settings: Settings) -> None:
+    """Tell of people in a table whom the data set does not have: a mistyped label perhaps."""
+    available = find_participants(settings.bids_dir)
+    strangers = sorted({f'sub-{label}' for label in labels if label not in available})
+    if strangers:
+        logger.warning(
+            'The data set has no %s, of whom the table of pairs has rows.', shorten(strangers)
+        )
+
+
+def _matches(
+    settings: Settings,
+    label: str,
+    scans: Sequence[Scan],
+    rows: Sequence[tuple[str, str, str]],
+) -> list[Match]:
     matches = []
     policy = settings.session_pairs
     if settings.fixed_acq is not None:
         matches += pair_breaths(scans, settings.fixed_acq)
+    if policy not in (None, *POLICIES):
+        known = {(one.path, other.path) for one, other in matches}
+        return matches + [
+            match
+            for match in pair_rows(scans, rows, Path(policy))
+            if (match[0].path, match[1].path) not in known
+        ]
     if policy is not None or settings.fixed_acq is None:
         table = settings.bids_dir / f'sub-{label}' / f'sub-{label}_sessions.tsv'
         order = session_order({scan.session for scan in scans}, table)
         matches += pair_sessions(scans, policy or POLICIES[0], order)
     return matches
+
+
+def _warn_of_sessions(settings: Settings, scans: Sequence[Scan]) -> None:
+    """Tell of sessions that were asked for and that no scan has."""
+    found = {scan.session for scan in scans}
+    unknown = [f'ses-{label}' for label in settings.session_label if label not in found]
+    if unknown:
+        logger.warning('No scan is of %s, as --session-label asks for.', ', '.join(unknown))
 
 
 def _is_chosen(settings: Settings, match: Match) -> bool:
@@ -197,6 +270,8 @@ def _scans_of(
 def _selected_rows(settings: Settings, people: Sequence[str]) -> list[tuple[str, str]]:
     """Rows of the table whose moving person is selected."""
     rows = _read_table(Path(settings.pairs))
+    people_of_rows = [subject_of(name, settings.bids_dir) for row in rows for name in row]
+    _warn_of_strangers(filter(None, people_of_rows), settings)
     kept = [row for row in rows if subject_of(row[0], settings.bids_dir) in people]
     if not kept:
         raise NothingSelectedError(

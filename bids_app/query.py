@@ -105,13 +105,15 @@ def find_participants(bids_dir: Path) -> list[str]:
     return labels
 
 
-def choose_participants(available: Sequence[str], wanted: Sequence[str]) -> list[str]:
+def choose_participants(
+    available: Sequence[str], wanted: Sequence[str], option: str = '--participant-label'
+) -> list[str]:
     """The ``wanted`` labels, or all; an unknown one is an error that names those there are."""
     unknown = [label for label in wanted if label not in available]
     if unknown:
         raise NothingSelectedError(
             f'There is no sub-{", sub-".join(unknown)} in the data set; expected some of '
-            f'{shorten(available)}. Check --participant-label.'
+            f'{shorten(available)}. Check {option}.'
         )
     return sorted(wanted) if wanted else list(available)
 
@@ -246,7 +248,7 @@ class Catalogue:
             found = _closest(files[kind].get(entities['subject'], ()), entities)
             if len(found) > 1:
                 names = shorten([path.name for path, _ in found], 4)
-                one = json.dumps({kind: {'desc': found[0][1].get('desc')}})
+                one = json.dumps({kind: _difference([own for _, own in found])})
                 raise UsageError(
                     f'{len(found)} files of the derivatives {name} could be the {kind} of '
                     f'sub-{entities["subject"]} ({names}); expected one. Choose with '
@@ -384,6 +386,16 @@ def _closest(files: Sequence[_File], entities: Mapping[str, Any]) -> list[_File]
         if all(entities.get(name) == value for name, value in own.items()):
             fitting.setdefault(len(own), []).append(file)
     return fitting[max(fitting)] if fitting else []
+
+
+def _difference(candidates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A filter that only the first of some files fits: an entity of which it has another value."""
+    first, *others = candidates
+    for name in dict.fromkeys(name for one in candidates for name in one):
+        if all(other.get(name) != first.get(name) for other in others):
+            value = first.get(name)
+            return {name: value if value is None or type(value) is int else str(value)}
+    return {'desc': first.get('desc')}
 
 
 def _query_value(value: Any) -> Any:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from itertools import combinations, groupby
 from pathlib import Path
 
@@ -26,6 +28,9 @@ POLICIES = ('baseline', 'consecutive', 'all')
 COLUMNS = ('participant_id', 'fixed', 'moving')
 """Of a table of pairs."""
 
+INDICES = ('run', 'echo', 'inv')
+"""Entities whose values are numbers."""
+
 FIRST = ('baseline', 'bl', 'pre')
 """Labels of sessions that come first whatever the alphabet says."""
 
@@ -39,18 +44,32 @@ def session_order(labels: Iterable[str], table: Path | None = None) -> list[str]
         Of the sessions, '' for scans without one.
     table
         The person's ``sub-XX_sessions.tsv``: its column ``acq_time`` counts where it has a time
-        for every session. Otherwise ``baseline`` (or ``bl``, ``pre``) comes first, then the
-        labels with their numbers as numbers.
+        (ISO 8601, as BIDS asks for) for every session. Otherwise, with a warning, ``baseline``
+        (or ``bl``, ``pre``) comes first, then the labels with their numbers as numbers.
 
     >>> session_order(['10', '2', 'baseline'])
     ['baseline', '2', '10']
     """
     labels = set(labels)
-    times = _times(table) if table is not None and table.is_file() else {}
-    if not labels <= set(times):
-        times = dict.fromkeys(labels, '')
+    times: dict[str, datetime] = {}
+    if table is not None and table.is_file() and len(labels) > 1:
+        times = _times(table)
+        if missing := sorted(labels - set(times)):
+            times = {}
+            logger.warning(
+                '"%s" has no acq_time like 2019-05-01T10:30:00 for %s: sessions are taken in the '
+                'order of their labels.',
+                table,
+                ', '.join(f'ses-{label}' for label in missing),
+            )
     return sorted(
-        labels, key=lambda one: (times[one], one.lower() not in FIRST, _natural(one), one)
+        labels,
+        key=lambda one: (
+            times.get(one, datetime.min),
+            one.lower() not in FIRST,
+            _natural(one),
+            one,
+        ),
     )
 
 
@@ -87,7 +106,14 @@ def pair_breaths(scans: Sequence[Scan], fixed_acq: str) -> list[Match]:
         own = list(group)
         fixed = [scan for scan in own if _acquisition(scan) == fixed_acq]
         moving = [scan for scan in own if _acquisition(scan) not in ('', fixed_acq)]
-        if len(fixed) == 1:
+        if not (fixed and moving):
+            logger.warning(
+                '%s: expected a scan of acq-%s and one of another breath state in the same '
+                'session; left out of --fixed-acq.',
+                ', '.join(scan.stem for scan in own),
+                fixed_acq,
+            )
+        elif len(fixed) == 1:
             matches += [(scan, fixed[0]) for scan in moving]
         else:
             matches += _counterparts(moving, fixed, _beside_acquisition)
@@ -171,26 +197,30 @@ def _named(cell: str, scans: Sequence[Scan], path: Path) -> list[Scan]:
     text = cell if '-' in cell.split('_')[0] else f'ses-{cell}'
     wanted = entities_of(text if text.startswith('sub-') else f'sub-0_{text}')
     wanted.pop('subject', None)
+    wanted = _plain(wanted)
     if not wanted:
         raise UsageError(
             f'"{cell}" in "{path}" names no session; expected a label (1 or ses-1), or entities '
             '(ses-1_acq-insp).'
         )
-    return [scan for scan in scans if wanted.items() <= entities_of(scan.stem).items()]
+    return [scan for scan in scans if wanted.items() <= _entities(scan).items()]
 
 
-def _times(table: Path) -> dict[str, str]:
+def _times(table: Path) -> dict[str, datetime]:
     """Times of the sessions in a person's table; none where it cannot be used."""
     try:
         header, *rows = read_table(table, 'the sessions of a person') or [[]]
         label, time = header.index('session_id'), header.index('acq_time')
     except (NePhiError, ValueError):
         return {}
-    return {
-        row[label].removeprefix('ses-'): row[time]
-        for row in rows
-        if len(row) > max(label, time) and row[time] not in ('', 'n/a')
-    }
+    found = {}
+    for row in rows:
+        if len(row) > max(label, time):
+            with suppress(ValueError):
+                # Times of one person are in one zone; with and without it they do not compare.
+                moment = datetime.fromisoformat(row[time].replace('Z', '+00:00'))
+                found[row[label].removeprefix('ses-')] = moment.replace(tzinfo=None)
+    return found
 
 
 def _natural(label: str) -> list[tuple[bool, int, str]]:
@@ -206,11 +236,23 @@ def _session(scan: Scan) -> str:
 
 
 def _acquisition(scan: Scan) -> str:
-    return entities_of(scan.stem).get('acquisition', '')
+    return _entities(scan).get('acquisition', '')
+
+
+def _entities(scan: Scan) -> dict[str, str]:
+    return _plain(entities_of(scan.stem))
+
+
+def _plain(entities: Mapping[str, str]) -> dict[str, str]:
+    """Entities whose value is an index, without the zeros before it: run-01 is run-1."""
+    return {
+        name: str(int(value)) if name in INDICES and value.isdecimal() else value
+        for name, value in entities.items()
+    }
 
 
 def _beside_session(scan: Scan) -> dict[str, str]:
-    return {k: v for k, v in entities_of(scan.stem).items() if k not in ('subject', 'session')}
+    return {k: v for k, v in _entities(scan).items() if k not in ('subject', 'session')}
 
 
 def _beside_acquisition(scan: Scan) -> dict[str, str]:

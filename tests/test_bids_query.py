@@ -267,7 +267,9 @@ def test_masks_and_labels_follow_entities(data):
 def test_several_label_maps_need_a_filter(data, tmp_path):
     touch(data / 'derivatives/prep', [*DERIVATIVES, 'sub-01/anat/sub-01_desc-aparc_dseg.nii.gz'])
     prep = {'prep': data / 'derivatives' / 'prep'}
-    with pytest.raises(UsageError, match='could be the dseg of sub-01'):
+    with pytest.raises(
+        UsageError, match='could be the dseg of sub-01.*{"dseg": {"desc": "aparc"}}'
+    ):
         pairs_of(data, derivatives=prep, participant_label=('01',))
     path = tmp_path / 'filters.json'
     path.write_text('{"dseg": {"desc": "aparc"}}')

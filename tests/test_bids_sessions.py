@@ -81,8 +81,17 @@ def test_times_in_the_table_of_sessions_count(data):
     lines = ['session_id\tacq_time', *(f'{label}\t{time}' for label, time in rows.items())]
     table.write_text('\n'.join(lines) + '\n')
     assert names_of(data) == ['ses-1 -> ses-2', 'ses-10 -> ses-2']
-    table.write_text('\n'.join(lines[:3]) + '\n')  # a session has no time: labels count
+
+
+@pytest.mark.parametrize('times', [['2021-05-01', '2020-05-01'], ['12/03/2018', '01/05/2017'],
+                                   ['2021-05-01', 'n/a']])  # fmt: skip
+def test_times_that_cannot_be_used_are_told(data, times, caplog):
+    """A session without a time, or one that no two people read alike: labels count."""
+    table = data / 'sub-01' / 'sub-01_sessions.tsv'
+    rows = [f'ses-{label}\t{time}' for label, time in zip((1, 2), times, strict=True)]
+    table.write_text('\n'.join(['session_id\tacq_time', *rows]) + '\n')
     assert names_of(data) == ['ses-10 -> ses-1', 'ses-2 -> ses-1']
+    assert 'sub-01_sessions.tsv" has no acq_time like 2019-05-01T10:30:00 for' in caplog.text
 
 
 def test_a_baseline_comes_first_by_its_name():
@@ -98,6 +107,35 @@ def test_breath_states_within_a_session(tmp_path):
     assert names_of(data, fixed_acq='exp') == names_of(data, fixed_acq='acq-exp') == expected
     with pytest.raises(NothingSelectedError, match='expected acq-deep and another breath state'):
         pairs_of(data, fixed_acq='deep')
+
+
+def test_a_session_with_one_breath_state_is_told(tmp_path, caplog):
+    data = touch(describe(tmp_path / 'ds'), BREATHS[:3])
+    assert names_of(data, fixed_acq='exp') == ['ses-1_acq-insp -> ses-1_acq-exp']
+    assert 'sub-01_ses-2_acq-exp: expected a scan of acq-exp and one of another' in caplog.text
+
+
+def test_breath_states_beside_a_table_of_sessions(tmp_path):
+    data = touch(describe(tmp_path / 'ds'), [*BREATHS, *ct('02/1_acq-exp', '02/1_acq-insp')])
+    table = tmp_path / 'sessions.tsv'
+    table.write_text('participant_id\tfixed\tmoving\n01\t1_acq-exp\t2_acq-exp\n')
+    found = [pair.name for pair in pairs_of(data, fixed_acq='exp', session_pairs=str(table))]
+    assert found == [
+        'sub-01_ses-1_acq-insp to sub01ses1acqexp',
+        'sub-01_ses-2_acq-exp to sub01ses1acqexp',
+        'sub-01_ses-2_acq-insp to sub01ses2acqexp',
+        'sub-02_ses-1_acq-insp to sub02ses1acqexp',
+    ]
+
+
+def test_indices_may_be_padded(tmp_path):
+    scans = ct('01/1_run-1', '01/1_run-2', '01/2_run-01', '01/2_run-02')
+    data = touch(describe(tmp_path / 'ds'), scans)
+    expected = ['ses-2_run-01 -> ses-1_run-1', 'ses-2_run-02 -> ses-1_run-2']
+    assert names_of(data) == expected
+    table = tmp_path / 'sessions.tsv'
+    table.write_text('participant_id\tfixed\tmoving\n01\t1_run-01\t2_run-1\n')
+    assert names_of(data, session_pairs=str(table)) == expected[:1]
 
 
 def test_sessions_keep_to_the_same_breath_state(tmp_path):
@@ -148,6 +186,28 @@ def test_a_table_of_sessions(data, tmp_path):
     ]
     only = pairs_of(data, session_pairs=str(table), participant_label=('01',))
     assert [pair.name for pair in only] == names[:2]
+    with pytest.raises(NothingSelectedError, match='has no row of sub-03'):
+        pairs_of(data, session_pairs=str(table), participant_label=('01', '03'))
+
+
+def test_what_was_asked_for_and_is_not_there_is_told(data, tmp_path, caplog):
+    table = tmp_path / 'sessions.tsv'
+    table.write_text('participant_id\tfixed\tmoving\n01\t1\t2\n99\t1\t2\n')
+    assert names_of(data, session_pairs=str(table)) == ['ses-2 -> ses-1']
+    assert 'The data set has no sub-99' in caplog.text
+    assert names_of(data, session_label=('2', '9')) == ['ses-2 -> ses-1']
+    assert 'No scan is of ses-9' in caplog.text
+    mistyped = touch(
+        data / 'derivatives/lungs', ['sub-01/ses-1/ct/sub-01_ses-1_desc-lung_mask.nii.gz']
+    )
+    pairs_of(data, derivatives={'lungs': mistyped})
+    assert 'derivatives lungs' in caplog.text
+    assert (
+        'expected files like sub-01/ses-10/ct/sub-01_ses-10_label-lung_mask.nii.gz' in caplog.text
+    )
+    alone = touch(data / 'derivatives/points', ['sub-01/ses-2/ct/sub-01_ses-2_landmarks.tsv'])
+    pairs_of(data, derivatives={'points': alone})
+    assert 'Landmarks are given of one scan only and not scored: sub-01_ses-2 to' in caplog.text
 
 
 @pytest.mark.parametrize(
