@@ -194,8 +194,10 @@ def _ignore_list(settings: Settings) -> str:
     path = settings.output_dir / '.bidsignore'
     lines = path.read_text(encoding='utf-8').splitlines() if path.exists() else []
     wanted = [*IGNORED, *(['ct'] if settings.modality == 'lung' else [])]
-    if settings.work_dir.is_relative_to(settings.output_dir):
-        wanted.append(settings.work_dir.relative_to(settings.output_dir).as_posix())
+    same = settings.work_dir == settings.output_dir
+    work = settings.own_work_dir if same else settings.work_dir
+    if work.is_relative_to(settings.output_dir):
+        wanted.append(work.relative_to(settings.output_dir).as_posix())
     return '\n'.join([*lines, *(line for line in wanted if line not in lines)]) + '\n'
 
 

@@ -94,6 +94,11 @@ def _run(settings: Settings, state: State) -> None:
     nothing = bool(state.total and not state.done)
     if 'group' in settings.levels and not (settings.dry_run or nothing):
         _run_group(settings)
+    elif 'group' in settings.levels and nothing:
+        logger.warning(
+            'Nothing was registered, so the group level is left out: a table and a page of the '
+            'group are those of an earlier run.'
+        )
     if settings.clean_workdir and state.done and not state.conclude().code:
         from .cleaning import clean_work
 
@@ -118,7 +123,7 @@ def _run_participants(settings: Settings, plugin: Plugin, state: State) -> None:
     if settings.dry_run:
         from .dryrun import describe
 
-        print(describe(settings, pairs))
+        _print(describe(settings, pairs))
     elif settings.reports_only:
         subjects = sorted({pair.moving.subject for pair in pairs})
         people = [f'sub-{subject}' for subject in subjects]
@@ -129,6 +134,14 @@ def _run_participants(settings: Settings, plugin: Plugin, state: State) -> None:
         check_queue(plugin)
         state.total = len(pairs)
         _run_pairs(settings, pairs, plugin, state)
+
+
+def _print(text: str) -> None:
+    """Print, and be content where a reader (such as head) has enough before the end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run_pairs(settings: Settings, pairs: Sequence[Pair], plugin: Plugin, state: State) -> None:
@@ -299,7 +312,10 @@ def _run_group(settings: Settings) -> None:
 
 @contextmanager
 def _stopped_by_signals(state: State) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into :class:`Stopped`; a second one changes nothing."""
+    """Turn SIGTERM, SIGINT and SIGHUP into :class:`Stopped`; a second one changes nothing.
+
+    A SIGHUP that is ignored, as under nohup, stays so.
+    """
 
     def stop(number: int, frame: Any) -> None:
         for each in before:
@@ -313,7 +329,10 @@ def _stopped_by_signals(state: State) -> Iterator[None]:
         yield
         return
     timer = threading.Timer(LAST_SECONDS, _leave, [state])
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    stopping = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {each: signal.getsignal(each) for each in stopping}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
     for each in before:
         signal.signal(each, stop)
     try:

@@ -101,6 +101,22 @@ def test_formats_of_transforms(app, kind, end):
     assert (app.out / f'sub-01/anat/sub-01_from-T1w_to-sub03_mode-image_xfm{end}').exists()
 
 
+def test_what_another_registration_left_is_removed(app):
+    assert app.run('--participant-label', '01')[0] == 0
+    picture = app.out / 'sub-01/figures/sub-01_space-sub03_desc-landmarks_T1w.png'
+    picture.parent.mkdir(exist_ok=True)
+    picture.touch()
+    kept = app.out / 'sub-01/figures/sub-01_space-sub04_desc-landmarks_T1w.png'
+    kept.touch()
+    line = app.line('--participant-label', '01', '--xfm-format', 'nii', '--random-seed', '7')
+    start = line.index('--derivatives')
+    assert bids_stub.main(line[:start] + line[start + 2 :]) == 0
+    found = {path.name for path in (app.out / 'sub-01/anat').iterdir()}
+    assert 'sub-01_from-T1w_to-sub03_mode-image_xfm.nii.gz' in found
+    assert not [name for name in found if name.endswith('.h5') or 'dseg' in name]
+    assert not picture.exists() and kept.exists()
+
+
 def test_the_same_command_again_computes_nothing(app):
     assert app.run()[0] == 0
     stamps = {p: p.stat().st_mtime_ns for p in (app.out / 'sub-01').rglob('*') if p.is_file()}
@@ -249,12 +265,13 @@ def test_the_same_person_in_two_runs_at_once(app):
     assert code == 0, said
 
 
-def test_sigterm_stops_soon_and_keeps_what_is_done(app):
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_soon_and_keeps_what_is_done(app, number):
     app.behave({'02': 'sleep'})
     process = app.start()
     wait_for(lambda: 'register 02' in app.ran() and (app.out / 'sub-01.html').exists())
     begin = time.monotonic()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     said = process.communicate(timeout=20)[0]
     assert process.returncode == 75, said
     assert time.monotonic() - begin < 10
