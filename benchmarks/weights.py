@@ -1,7 +1,8 @@
 """The shipped brain weights on drawn pairs of people: ``python -m benchmarks weights --help``.
 
-Ordered pairs of the development people, drawn with a fixed seed; the weights alone and with few
-steps beside a fresh field and Greedy, each in a process of its own (see ``benchmarks/brain.py``).
+Ordered pairs of the people kept for scoring (sub-41 to 48), drawn with a fixed seed; the weights
+alone and with few steps beside a fresh field and Greedy, each in a process of its own (see
+``benchmarks/brain.py``).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def drawn_pairs(count: int, seed: int) -> list[tuple[str, str]]:
-    """So many different ordered pairs (fixed, moving) of the development people.
+    """So many different ordered pairs (fixed, moving) of the people kept for scoring.
 
     With a larger count the first ones stay.
     """

@@ -88,10 +88,12 @@ def apply_to_image(
     source = _grid(image, path)
     to_source = Transform([transform, source.inverse_affine])
     kind = _stored_type(image) if INTERPOLATIONS.get(interpolation) == 0 else np.dtype('f4')
-    if kind.kind in 'iu' and not (cval % 1 == 0 and np.can_cast(np.min_scalar_type(int(cval)), kind)):
+    if kind.kind in 'iu' and not (
+        cval % 1 == 0 and np.can_cast(np.min_scalar_type(int(cval)), kind)
+    ):
         raise UsageError(
-            f'{cval:g} outside of the image cannot be stored, since "{path}" holds {kind} numbers; '
-            'expected a whole number of their range.'
+            f'{cval:g} outside of the image cannot be stored, since "{path}" holds {kind} '
+            'numbers; expected a whole number of their range. Choose another value.'
         )
     # The way of the points is found once when several volumes take it.
     slabs = list(map_slabs(to_source, grid)) if _volume_count(image) > 1 else None

@@ -71,7 +71,7 @@ def brain_mask(image: Image, *, threads: int | None = None) -> Image:
     except ImportError as error:
         raise InputDataError(
             f'{image.name} needs a brain mask and deepbet, which would make it, is not installed '
-            f'({error}). Install it (pip install "nephi-pipe[brainmask]") or give a mask.'
+            f'({error}). Install it (pip install deepbet) or give a mask.'
         ) from error
     if threads:
         import torch
@@ -125,7 +125,7 @@ def find_brain(
     raise InputDataError(
         f'{image.name} shows a head with its skull and there is no brain mask; expected a '
         'skull-stripped scan or a mask. Give a mask, let deepbet make one '
-        '(pip install "nephi-pipe[brainmask]"), or ask for a registration of whole heads.'
+        '(pip install deepbet), or ask for a registration of whole heads.'
     )
 
 

@@ -13,7 +13,7 @@ TRAINING_PRESETS = ('brain', 'lung', 'lung-single-res')
 
 TRAIN_DESCRIPTION = """\
 Train weights on random pairs of images; nothing but the images is needed. This command alone needs
-the extra "train": pip install 'nephi-pipe[train]'
+two more packages: pip install accelerate tensorboardX
 
 The weights are for nephi register --weights OUT/weights.safetensors. A training that was stopped
 or killed goes on where its state was saved last when the same command is given again, and ends as

@@ -202,8 +202,8 @@ def _check_world(image: nib.spatialimages.SpatialImage, path: str | os.PathLike)
         unit = 'unknown'
     if unit not in ('mm', 'unknown'):
         raise InputDataError(
-            f'"{path}" says that its unit is the {unit}; expected millimetres. Convert voxel sizes '
-            'and affine to millimetres.'
+            f'"{path}" says that its unit is the {unit}; expected millimetres. Convert voxel '
+            'sizes and affine to millimetres.'
         )
     if not header['sform_code'] and not header['qform_code']:
         logger.warning(

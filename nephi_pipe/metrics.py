@@ -166,8 +166,8 @@ def evaluate(
         ``folds`` (``finite_difference``, see `nephi_pipe.folds`), ``jacobian`` of the ``total``
         map and of the ``deformation`` without its affine (central differences on the fixed grid),
         ``inverse_consistency_mm`` (at 20 000 random mask points), ``similarity`` (global NCC
-        ``before`` and ``after``, where the moving image reaches) and ``displacement_mm`` (|u|). Without labels, landmarks or
-        inverse their keys are absent.
+        ``before`` and ``after``, where the moving image reaches) and ``displacement_mm`` (|u|).
+        Without labels, landmarks or inverse their keys are absent.
 
     Raises
     ------

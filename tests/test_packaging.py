@@ -73,7 +73,7 @@ def test_every_import_is_declared() -> None:
     options = settings()['options']
     extras = settings()['options.extras_require']
     declared = names_of(options['install_requires'])
-    for extra in ('brainmask', 'templates', 'train'):
+    for extra in ('brainmask', 'train'):
         declared |= names_of(extras[extra])
     used = {name for path in modules().values() for name in third_party_imports(path)}
     assert {'numpy', 'torch', 'nipype', 'bids'} <= used

@@ -249,7 +249,9 @@ def test_mind_features_do_not_depend_on_how_an_image_is_stored(axes, spacing, mo
     counts = tuple(np.ceil(80 / np.broadcast_to(spacing, 3)).astype(int).tolist())
     world = AFFINE if posed else np.eye(4)
     center = tuple(apply_affine(world, np.array([5.0, -12.0, 20.0])).tolist())
-    pair = mind_pair(make_grid('RAS', (40, 40, 40)), make_grid(axes, counts, spacing, center), world)
+    pair = mind_pair(
+        make_grid('RAS', (40, 40, 40)), make_grid(axes, counts, spacing, center), world
+    )
     points = 18 * noise(3000, 3).clamp(-1, 1) + torch.tensor([5.0, -12.0, 20.0])
     points = (points - torch.tensor(FRAME.center_mm)) / FRAME.scale_mm
     fixed, moving = (volume.sample(points)[:, :-1] for volume in (pair.fixed, pair.moving))

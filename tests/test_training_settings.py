@@ -174,9 +174,7 @@ def test_options_that_do_not_go_together(capsys, tmp_path) -> None:
 
 def test_training_without_its_extra_is_refused(people, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(run, 'EXTRA', ('accelerate', 'not_installed'))
-    with pytest.raises(
-        UsageError, match=r"needs not_installed.*pip install 'nephi-pipe\[train\]'"
-    ):
+    with pytest.raises(UsageError, match='needs not_installed.*pip install not_installed'):
         train(people['images'], tmp_path / 'out', **TINY)
     assert not (tmp_path / 'out').exists()
 

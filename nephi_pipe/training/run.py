@@ -256,8 +256,8 @@ def _check_extra() -> None:
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f'Training needs {" and ".join(missing)}, which registering does not; expected the '
-            "extra to be installed. Run: pip install 'nephi-pipe[train]'"
+            f'Training needs {" and ".join(missing)}, which registering does not; expected it to '
+            f'be installed. Run: pip install {" ".join(missing)}'
         )
 
 
