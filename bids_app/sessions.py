@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import combinations, groupby
@@ -53,15 +53,7 @@ def session_order(labels: Iterable[str], table: Path | None = None) -> list[str]
     labels = set(labels)
     times: dict[str, datetime] = {}
     if table is not None and table.is_file() and len(labels) > 1:
-        times = _times(table)
-        if missing := sorted(labels - set(times)):
-            times = {}
-            logger.warning(
-                '"%s" has no acq_time like 2019-05-01T10:30:00 for %s: sessions are taken in the '
-                'order of their labels.',
-                table,
-                ', '.join(f'ses-{label}' for label in missing),
-            )
+        times = _times(table, labels)
     return sorted(
         labels,
         key=lambda one: (
@@ -206,21 +198,32 @@ def _named(cell: str, scans: Sequence[Scan], path: Path) -> list[Scan]:
     return [scan for scan in scans if wanted.items() <= _entities(scan).items()]
 
 
-def _times(table: Path) -> dict[str, datetime]:
-    """Times of the sessions in a person's table; none where it cannot be used."""
+def _times(table: Path, labels: Collection[str]) -> dict[str, datetime]:
+    """Times of the sessions in a person's table; none where one lacks, which is told."""
     try:
         header, *rows = read_table(table, 'the sessions of a person') or [[]]
-        label, time = header.index('session_id'), header.index('acq_time')
-    except (NePhiError, ValueError):
-        return {}
+    except NePhiError:
+        header, rows = [], []
+    if 'session_id' in header and 'acq_time' not in header:
+        return {}  # a table about other things
     found = {}
-    for row in rows:
-        if len(row) > max(label, time):
-            with suppress(ValueError):
+    if 'session_id' in header:
+        label, time = header.index('session_id'), header.index('acq_time')
+        for row in rows:
+            with suppress(ValueError, IndexError):
                 # Times of one person are in one zone; with and without it they do not compare.
                 moment = datetime.fromisoformat(row[time].replace('Z', '+00:00'))
                 found[row[label].removeprefix('ses-')] = moment.replace(tzinfo=None)
-    return found
+    missing = sorted(set(labels) - set(found))
+    if not missing:
+        return found
+    logger.warning(
+        '"%s" has no acq_time like 2019-05-01T10:30:00 for %s: sessions are taken in the order of '
+        'their labels.',
+        table,
+        ', '.join(f'ses-{label}' for label in missing),
+    )
+    return {}
 
 
 def _natural(label: str) -> list[tuple[bool, int, str]]:

@@ -42,6 +42,9 @@ TABLES = ('run', 'settings', 'derivatives', 'thresholds')
 NAME_FILES = ('reference', 'pairs', 'session_pairs', 'weights')
 """Settings whose text may be the name of a file."""
 
+KEYWORDS = ('default', 'none', 'to-reference', 'all', 'baseline', 'consecutive', 'MNI152')
+"""Texts of these that are none, whatever lies in the current folder."""
+
 POSITIONAL = ('bids_dir', 'output_dir', 'levels')
 """Settings that a configuration file never provides."""
 
@@ -122,10 +125,10 @@ def absolute(name: str, value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {key: absolute(name, each) for key, each in value.items()}
-    file = isinstance(value, str) and name in NAME_FILES and os.path.isfile(value)
     if isinstance(value, Path):
         return Path(os.path.abspath(value))
-    return os.path.abspath(value) if file else value
+    named = isinstance(value, str) and name in NAME_FILES and value not in KEYWORDS
+    return os.path.abspath(value) if named and os.path.isfile(value) else value
 
 
 def make_settings(given: Mapping[str, Any], config_file: Path | None = None) -> Settings:

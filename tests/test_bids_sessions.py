@@ -94,6 +94,12 @@ def test_times_that_cannot_be_used_are_told(data, times, caplog):
     assert 'sub-01_sessions.tsv" has no acq_time like 2019-05-01T10:30:00 for' in caplog.text
 
 
+def test_a_table_of_sessions_without_times_is_nothing_to_tell(data, caplog):
+    (data / 'sub-01' / 'sub-01_sessions.tsv').write_text('session_id\tage\nses-1\t70\n')
+    assert names_of(data) == ['ses-10 -> ses-1', 'ses-2 -> ses-1']
+    assert not caplog.text
+
+
 def test_a_baseline_comes_first_by_its_name():
     assert session_order(['1month', 'followup', 'baseline']) == ['baseline', '1month', 'followup']
 
