@@ -69,7 +69,8 @@ def _problem_of_landmarks(pair: Pair) -> NePhiError | None:
     from ..landmark_errors import read_landmark_pairs
 
     try:
-        read_landmark_pairs(pair.fixed.landmarks, pair.moving.landmarks)
+        landmarks = read_landmark_pairs(pair.fixed.landmarks, pair.moving.landmarks)
+        landmarks.warn_of_strays(read_grid(pair.fixed.path), read_grid(pair.moving.path))
     except NePhiError as error:
         return error
     return None

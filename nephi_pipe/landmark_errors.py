@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import InputDataError
 from .files import write_text
+from .geometry import Grid
 from .landmarks import PointTable, read_points
 from .metrics import landmark_summary, tre_mm
 from .transforms import PointMap, Transform
@@ -51,6 +52,24 @@ class LandmarkPairs:
     names: list[str]
     fixed: np.ndarray
     moving: np.ndarray
+
+    def warn_of_strays(self, fixed: Grid, moving: Grid) -> None:
+        """Tell of landmarks outside of their images: of another convention, or another scan."""
+        for side, points, grid in (
+            ('fixed', self.fixed, fixed),
+            ('moving', self.moving, moving),
+        ):
+            index = grid.to_index(points)
+            outside = ((index < -0.5) | (index > np.array(grid.shape) - 0.5)).any(axis=1)
+            if outside.any():
+                logger.warning(
+                    '%d of %d landmarks of the %s image lie outside of it; expected x, y, z in '
+                    'RAS+ mm of the scanner. Check whether they are voxels or LPS, and of this '
+                    'scan.',
+                    outside.sum(),
+                    len(points),
+                    side,
+                )
 
 
 def read_landmark_pairs(fixed: str | os.PathLike, moving: str | os.PathLike) -> LandmarkPairs:

@@ -65,6 +65,8 @@ def load_pair(arguments: argparse.Namespace) -> PairInputs:
         scored[f'{side}_labels'] = load_labels(path) if path else None
         if scored[f'{side}_labels'] is not None:
             check_same_grid(scored[f'{side}_labels'], scored[side])
+    if landmarks is not None:
+        landmarks.warn_of_strays(scored['fixed'].grid, scored['moving'].grid)
     masks = _given_masks(arguments, scored)
     organ = lungs_of_pair(scored['fixed'], scored['moving'], *masks) if lungs else None
     return PairInputs(scored, landmarks, organ or masks, organ)
