@@ -266,6 +266,9 @@ class PairSinkInputSpec(BaseInterfaceInputSpec):
     facts = traits.Dict(desc='what metrics and sidecars say about the settings')
     fixed_mask_source = traits.Str(desc='where the mask of the fixed image comes from')
     moving_mask_source = traits.Str(desc='where the mask of the moving image comes from')
+    fixed_mended = traits.Str(desc='what was mended of the fixed image')
+    moving_mended = traits.Str(desc='what was mended of the moving image')
+    compared = traits.Str(desc='which part of the organ is compared, where it is not all')
     forward_transform = File(desc='resamples moving onto fixed')
     inverse_transform = File(desc='resamples fixed onto moving')
     forward_sidecar = File(desc='facts about forward_transform, JSON')
@@ -297,6 +300,10 @@ class PairSink(SimpleInterface):
         if facts.get('modality', 'brain') == 'brain':
             results['skull_stripped'] = _skull_stripped(names.pair.moving, sources['moving'])
         facts = {**facts, 'masks': {side: where for side, where in sources.items() if where}}
+        mended = {side: results.pop(f'{side}_mended') for side in ('fixed', 'moving')}
+        told = {'mended': {side: what for side, what in mended.items() if what}}
+        told['compared'] = results.pop('compared')
+        facts |= {name: what for name, what in told.items() if what}
         self._results['metrics'] = str(store_pair(names, results, facts)['metrics'])
         return runtime
 

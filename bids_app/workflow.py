@@ -16,8 +16,6 @@ from nipype.pipeline.engine import Node, Workflow
 from .. import __version__
 from ..workflows.brain import init_brain_wf
 from ..workflows.lung import init_lung_wf
-from ..workflows.masked import MASKS
-from ..workflows.pair import OUTPUTS
 from ..workflows.resources import estimate_memory_gb
 from .derivatives import PairSink, SubjectReport, copy_file
 from .names import Names
@@ -119,7 +117,8 @@ def init_pair_wf(settings: Settings, pair: Pair) -> Workflow:
         PairSink(names=names, facts=_facts(settings)), name=SINK, run_without_submitting=True
     )
     kept = sink.inputs.copyable_trait_names()
-    stored = [field for field in (*OUTPUTS, *MASKS) if field in kept]
+    made = register.get_node('outputnode').outputs.copyable_trait_names()
+    stored = [field for field in made if field in kept]
     workflow.connect([(register, sink, [(f'outputnode.{field}', field) for field in stored])])
     return workflow
 

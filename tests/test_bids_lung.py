@@ -16,6 +16,7 @@ from nephi_pipe.bids_app.cli import main, parse_settings
 from nephi_pipe.bids_app.dataset import read_json
 from nephi_pipe.bids_app.hpc_script import Request, write_script
 from nephi_pipe.bids_app.settings import read_settings, write_settings
+from nephi_pipe.images import load_image, save_image
 
 LUNGCT = Path(__file__).parents[1].parent / 'shared' / 'data' / 'lungct'
 
@@ -144,6 +145,18 @@ def test_landmarks_that_do_not_match_are_told_before_anything_runs(app):
     assert not (app.folder / 'log').exists()
 
 
+def test_landmarks_of_another_convention_are_told(app):
+    path = app.folder / 'ds/derivatives/manual/sub-02/ses-2/ct/sub-02_ses-2_landmarks.tsv'
+    header, *rows = [row.split('\t') for row in path.read_text().splitlines()]
+    for row in rows:
+        row[header.index('z')] = str(400 + float(row[header.index('z')]))
+    path.write_text('\n'.join('\t'.join(row) for row in [header, *rows]) + '\n')
+    code, said = app(*app.manual, '--participant-label', '02')
+    assert code == 0, said
+    assert '20 of 20 landmarks of the moving image lie outside of it' in said
+    assert 'landmarks of the fixed image' not in said
+
+
 def test_a_row_that_one_table_lacks_is_left_out_and_said(app):
     path = app.folder / 'ds/derivatives/manual/sub-02/ses-2/ct/sub-02_ses-2_landmarks.tsv'
     rows = path.read_text().splitlines(keepends=True)
@@ -177,10 +190,12 @@ def run_lungs(folder, data, *more):
 
 
 def test_two_breath_states_are_registered(tmp_path):
-    """A real, rough registration; the expired scan is fixed, the mask of the other is found."""
+    """A real, rough registration; the expired scan is fixed, the other has no mask, no offset."""
     data = make_lungs(tmp_path / 'ds', {'01': {'ses-1_acq-exp': 1.0, 'ses-1_acq-insp': 1.15}})
     manual = data / 'derivatives' / 'manual'
     next(manual.rglob('*acq-insp_label-lung_mask.nii.gz')).unlink()
+    moving = load_image(next(data.glob('sub-01/ses-1/ct/*acq-insp_ct.nii.gz')))
+    save_image(moving.path, moving.data + 1024, moving.grid)
     said = run_lungs(
         tmp_path, data, '--fixed-acq', 'exp', '--derivatives', f'manual={manual}', '--sloppy'
     )
@@ -189,6 +204,9 @@ def test_two_breath_states_are_registered(tmp_path):
     stem = 'sub-01/ses-1/ct/sub-01_ses-1_acq-insp_space-sub01ses1acqexp_desc-nephi'
     metrics = read_json(out / f'{stem}_metrics.json')
     assert metrics['provenance']['masks'] == {'fixed': 'given', 'moving': 'found'}
+    assert list(metrics['provenance']['mended']) == ['moving']
+    assert 'lack the offset of Hounsfield units' in metrics['provenance']['mended']['moving']
+    assert 'compared' not in metrics['provenance']
     assert metrics['tre_mm']['raw']['mean'] > 18
     for way in ('tre_mm', 'tre_inverse_mm'):
         assert metrics[way]['after']['mean'] < 2
@@ -203,7 +221,7 @@ def test_two_breath_states_are_registered(tmp_path):
     assert mean == pytest.approx(metrics['tre_mm']['after']['mean'], abs=1e-3)
     page = (out / 'sub-01.html').read_text()
     for words in ('coronal slices', 'Local change of volume', 'Motion', 'Landmarks after',
-                  'Lungs after', 'Ratio by the Jacobian'):  # fmt: skip
+                  'Lungs after', 'Ratio by the Jacobian', 'lack the offset'):  # fmt: skip
         assert words in page, words
     assert 'axial slices' not in page
     with open(out / 'group_desc-nephi_metrics.tsv') as stream:

@@ -177,6 +177,7 @@ def test_a_ct_is_mended_and_a_mask_of_one_lung_is_kept(tmp_path, caplog):
     assert f'"{path}": padding of -3024' in caplog.text
     np.testing.assert_array_equal(load_labels(outputs.mask).data > 0, left)
     assert outputs.image == str(tmp_path / 'image.nii.gz')
+    assert outputs.mended.startswith('padding of -3024')
     mended = load_image(outputs.image)
     assert (mended.data[:6] == -1024).all()
     np.testing.assert_array_equal(mended.data[6:], np.maximum(data[6:], -1024))
@@ -196,10 +197,12 @@ def test_masks_of_a_pair_hold_the_same_lungs(tmp_path):
     outputs = run(node, tmp_path)
     assert outputs.fixed_mask == masks['left']
     assert outputs.moving_mask == str(tmp_path / 'moving_mask.nii.gz')
+    assert outputs.compared == 'of the moving scan the lung alone that the other mask holds'
     assert set(np.unique(load_labels(outputs.moving_mask).data)) == {0, 2}
     node.inputs.fixed_mask = masks['both']
     outputs = run(node, tmp_path)
     assert outputs.fixed_mask == outputs.moving_mask == masks['both']
+    assert outputs.compared == ''
 
 
 def test_a_mask_beside_the_lungs_and_an_image_that_is_no_ct_are_refused(files, tmp_path):

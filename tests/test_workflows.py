@@ -141,7 +141,9 @@ def test_lungs_are_registered_and_scored_as_lungs():
         ('mask', 'moving_mask'),
     }
     masks = {('fixed_mask', 'fixed_mask'), ('moving_mask', 'moving_mask')}
-    assert edges['common_lungs', 'inputnode'] == edges['common_lungs', 'outputnode'] == masks
+    assert edges['common_lungs', 'inputnode'] == masks
+    assert edges['common_lungs', 'outputnode'] == {*masks, ('compared', 'compared')}
+    assert ('mended', 'moving_mended') in edges['moving_lung', 'outputnode']
     assert {('fixed_mask', 'fixed_mask'), ('moving_mask', 'moving_mask')} <= (
         edges['inputnode', 'evaluate'] & edges['inputnode', 'report']
     )

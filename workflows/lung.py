@@ -73,6 +73,9 @@ def init_lung_wf(
         that of the fixed ones.
     fixed_mask, moving_mask, fixed_mask_source, moving_mask_source
         The masks that were used, and where they come from: 'given' or 'found'.
+    fixed_mended, moving_mended, compared
+        What was mended of the Hounsfield units, and which lungs are compared where it is one;
+        empty where nothing was, and where it is all.
     """
     pair = init_register_pair_wf(
         modality='lung',

@@ -56,14 +56,28 @@ def init_masked_pair_wf(
         Likewise.
     fixed_mask, moving_mask, fixed_mask_source, moving_mask_source
         The masks that were used, and where they come from.
+    fixed_mended, moving_mended, compared
+        Where the nodes have these outputs: what was mended of the images, and which part of the
+        organ is compared.
     """
     workflow = Workflow(name=name)
     workflow.__desc__ = description + pair.__desc__
     inputnode = Node(IdentityInterface(fields=list(INPUTS)), name='inputnode')
-    outputnode = Node(IdentityInterface(fields=[*OUTPUTS, *MASKS]), name='outputnode')
+    organs = {side: find(side) for side in ('fixed', 'moving')}
+    notes = [
+        (organ, 'mended', f'{side}_mended')
+        for side, organ in organs.items()
+        if 'mended' in organ.outputs.copyable_trait_names()
+    ]
+    if compare is not None and 'compared' in compare.outputs.copyable_trait_names():
+        notes.append((compare, 'compared', 'compared'))
+    fields = [*OUTPUTS, *MASKS, *(field for _, _, field in notes)]
+    outputnode = Node(IdentityInterface(fields=fields), name='outputnode')
+    for node, output, field in notes:
+        workflow.connect(node, output, outputnode, field)
     others = [field for field in INPUTS if field not in MASKS]
-    for side in ('fixed', 'moving'):
-        organ, image, mask = find(side), f'{side}_image', f'{side}_mask'
+    for side, organ in organs.items():
+        image, mask = f'{side}_image', f'{side}_mask'
         workflow.connect([
             (inputnode, organ, [(image, 'image'), (mask, 'mask')]),
             (organ, outputnode, [('source', f'{mask}_source')]),

@@ -111,6 +111,7 @@ class LungMaskOutputSpec(TraitedSpec):
         desc='lungs on the grid of the image, uint8: 1 right and 2 left where found, 1 where given'
     )
     source = traits.Enum('given', 'found', desc='where the mask comes from')
+    mended = traits.Str(desc='what was mended of the Hounsfield units; empty where nothing was')
 
 
 class LungMask(SimpleInterface):
@@ -134,7 +135,7 @@ class LungMask(SimpleInterface):
         if done:
             path = str(save_image(folder / 'image.nii.gz', image.data, image.grid))
         mask = save_image(folder / 'mask.nii.gz', inside, image.grid)
-        self._results.update(image=path, mask=str(mask), source=source)
+        self._results.update(image=path, mask=str(mask), source=source, mended='; '.join(done))
         return runtime
 
 
@@ -148,6 +149,7 @@ class CommonLungsInputSpec(BaseInterfaceInputSpec):
 class CommonLungsOutputSpec(TraitedSpec):
     fixed_mask = File(desc='what of fixed_mask the other holds too; the very file if it is all')
     moving_mask = File(desc='what of moving_mask the other holds too; the very file if it is all')
+    compared = traits.Str(desc='which lungs are compared where it is one; empty where it is all')
 
 
 class CommonLungs(SimpleInterface):
@@ -165,10 +167,14 @@ class CommonLungs(SimpleInterface):
             for kind, load in (('image', load_image), ('mask', load_labels))
         )
         common = common_lungs(images[0], masks[0].data, images[1], masks[1].data)
+        self._results['compared'] = ''
         for side, mask, data in zip(('fixed', 'moving'), masks, common, strict=True):
             path = mask.path
             if data is not mask.data:
                 path = Path(runtime.cwd) / f'{side}_mask.nii.gz'
                 save_image(path, data.astype('uint8'), mask.grid)
+                self._results['compared'] = (
+                    f'of the {side} scan the lung alone that the other mask holds'
+                )
             self._results[f'{side}_mask'] = str(path)
         return runtime
