@@ -13,6 +13,7 @@ from ..files import write_json, write_text
 from .group_flags import judge, load_thresholds
 from .group_page import group_page
 from .group_table import data_dictionary, not_finite, read_values, table_row, to_tsv
+from .outcome import count
 from .stored import read_pairs
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def build_group(
     }
     write_text(paths['html'], group_page(pairs, values, reasons, pages, limits, complaints))
     flagged = sum(bool(why) for why in reasons)
-    logger.info('%d pairs, %d to review; see "%s".', len(pairs), flagged, paths['html'])
+    pairs_said = count(len(pairs), 'pair')
+    logger.info('%s, %d to review; see "%s".', pairs_said, flagged, paths['html'])
     return paths
 
 

@@ -113,7 +113,8 @@ def write_script(request: Request) -> str:
     time = _time(request.time or str(minutes))
     passed = {name: value for name, value in given.items() if name != 'participant_label'}
     if 'config_file' in given:  # the file's are those of another machine
-        passed |= {'nprocs': request.cpus, 'mem_gb': SHARE * memory_gb, 'plugin': 'MultiProc'}
+        used_gb = round(SHARE * memory_gb, 3)
+        passed |= {'nprocs': request.cpus, 'mem_gb': used_gb, 'plugin': 'MultiProc'}
     fields = {
         'VERSION': __version__,
         'COUNT': count(len(people), 'person').replace('persons', 'people'),
