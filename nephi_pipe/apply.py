@@ -89,7 +89,7 @@ def apply_to_image(
     to_source = Transform([transform, source.inverse_affine])
     kind = _stored_type(image) if INTERPOLATIONS.get(interpolation) == 0 else np.dtype('f4')
     if kind.kind in 'iu' and not (
-        cval % 1 == 0 and np.can_cast(np.min_scalar_type(int(cval)), kind)
+        cval % 1 == 0 and np.iinfo(kind).min <= cval <= np.iinfo(kind).max
     ):
         raise UsageError(
             f'{cval:g} outside of the image cannot be stored, since "{path}" holds {kind} '

@@ -81,16 +81,33 @@ def test_apply_fills_what_lies_outside_as_it_is_told(capsys, tmp_path, files) ->
     given += ['-o', tmp_path / 'out.nii.gz', '--outside', '-1000']
     assert main([str(one) for one in given]) == 0
     values = load_image(tmp_path / 'out.nii.gz').data
-    assert (values == -1000).any() and not (values == 0).all()
-    data = np.ones(GRID.shape, np.uint8)
+    assert 0 < (values == -1000).mean() < 0.5
+    inside = values[values != -1000]
+    assert inside.min() > -1 and inside.std() > 1
+
+
+@pytest.mark.parametrize(
+    ('kind', 'value', 'fits'),
+    [(np.int8, 0, True), (np.int16, 1000, True), (np.uint8, -1000, False), (np.int8, 0.5, False)],
+)
+def test_apply_refuses_an_outside_that_the_type_cannot_hold(
+    capsys, tmp_path, kind, value, fits
+) -> None:
+    far = affine_file(tmp_path, 'far', SHIFT)
+    data = np.ones(GRID.shape, kind)
     data[3:] = 2
-    bytes_file = save_image(tmp_path / 'bytes.nii.gz', data, GRID)
-    given = [far, bytes_file, '--reference', bytes_file, '-o', tmp_path / 'out.nii.gz']
-    code, message = error_of(
-        capsys, 'apply', *given, '--interpolation', 'nearest', '--outside', '-1000'
-    )
-    assert code == 64
-    assert '-1000 outside of the image cannot be stored' in message
+    source = tmp_path / 'whole.nii'
+    nib.save(nib.Nifti1Image(data, GRID.affine), source)
+    given = ['apply', far, source, '--reference', source, '-o', tmp_path / 'out.nii.gz']
+    given = [str(one) for one in (*given, '--interpolation', 'nearest', '--outside', value)]
+    if fits:
+        assert main(given) == 0
+        found = np.asarray(nib.load(tmp_path / 'out.nii.gz').dataobj)
+        assert found.dtype == kind and (found[-1] == value).all()
+    else:
+        code, message = error_of(capsys, *given)
+        assert code == 64
+        assert f'{value:g} outside of the image cannot be stored' in message
 
 
 def test_apply_refuses_another_suffix(capsys, tmp_path, files) -> None:
