@@ -10,7 +10,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -97,7 +97,7 @@ def _run(settings: Settings, state: State) -> None:
     elif 'group' in settings.levels and nothing:
         logger.warning(
             'Nothing was registered, so the group level is left out: a table and a page of the '
-            'group are those of an earlier run.'
+            'group, if there are any, are of an earlier run.'
         )
     if settings.clean_workdir and state.done and not state.conclude().code:
         from .cleaning import clean_work
@@ -346,7 +346,8 @@ def _stopped_by_signals(state: State) -> Iterator[None]:
 def _leave(state: State) -> None:
     """End now: something would not let go in time."""
     conclusion = state.conclude(Stopped())
-    print(conclusion.message, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # the terminal may be gone
+        print(conclusion.message, file=sys.stderr, flush=True)
     os._exit(conclusion.code)
 
 

@@ -186,4 +186,6 @@ def _facts(settings: Settings) -> dict[str, Any]:
         'device': settings.device,
         'threads': settings.omp_nthreads,
         'sloppy': settings.sloppy,
+        'xfm_format': settings.xfm_format,
+        'xfm_grid': settings.xfm_grid,
     }

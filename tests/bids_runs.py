@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,8 @@ class App:
         return subprocess.Popen(
             [sys.executable, str(STUB), *self.line(*more)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            # Under nohup a SIGHUP would be ignored, as it is to be.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
 
     def files(self):

@@ -101,6 +101,14 @@ def test_formats_of_transforms(app, kind, end):
     assert (app.out / f'sub-01/anat/sub-01_from-T1w_to-sub03_mode-image_xfm{end}').exists()
 
 
+def test_another_format_replaces_the_first(app):
+    assert app.run('--participant-label', '01')[0] == 0
+    for kind, end in (('nii', '.nii.gz'), ('field', '.safetensors'), ('h5', '.h5')):
+        assert app.run('--participant-label', '01', '--xfm-format', kind)[0] == 0
+        found = [path.name for path in (app.out / 'sub-01/anat').glob('*_xfm.*')]
+        assert len(found) == 4 and len([name for name in found if name.endswith(end)]) == 2
+
+
 def test_what_another_registration_left_is_removed(app):
     assert app.run('--participant-label', '01')[0] == 0
     picture = app.out / 'sub-01/figures/sub-01_space-sub03_desc-landmarks_T1w.png'
