@@ -155,7 +155,8 @@ def _add_method(group: Any) -> None:
     group.add_argument(
         '--steps', type=int, metavar='N',
         help='optimisation steps of each pair (default: 170, lungs 120, fewer for voxels that do '
-        'not show the finest level: 144 at 2 mm; 0: only what the weights predict)',
+        'not show the finest level: 144 at 2 mm; brains from a checkpoint '
+        'that is named 60; 0: only what the weights predict)',
     )  # fmt: skip
     group.add_argument(
         '--no-affine', dest='affine', action='store_false', help='no affine initialisation'

@@ -324,7 +324,7 @@ def _read(settings: Settings, given: Mapping[str, Any]) -> Iterator[Path]:
         if name in ('output_dir', 'work_dir'):
             continue
         found = absolute(name, value)
-        if name in NAME_FILES and isinstance(found, str) and os.path.isfile(found):
+        if name in NAME_FILES and isinstance(found, str) and os.path.isabs(found):
             found = Path(found)
         for path in found.values() if isinstance(found, Mapping) else [found]:
             if isinstance(path, Path):

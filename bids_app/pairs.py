@@ -184,7 +184,9 @@ def _matches(
     matches = []
     policy = settings.session_pairs
     if settings.fixed_acq is not None:
-        matches += pair_breaths(scans, settings.fixed_acq)
+        chosen = settings.session_label
+        own = [scan for scan in scans if not chosen or scan.session in chosen]
+        matches += pair_breaths(own, settings.fixed_acq)
     if policy not in (None, *POLICIES):
         known = {(one.path, other.path) for one, other in matches}
         return matches + [
@@ -237,6 +239,7 @@ def _pairs_of_policy(
     settings: Settings, catalogue: Catalogue, people: Sequence[str]
 ) -> list[Pair]:
     scans = _scans_of(catalogue, people, bool(settings.participant_label))
+    _warn_of_sessions(settings, scans)
     if settings.pairs == 'all':
         pairs = [Pair(moving, fixed) for moving, fixed in combinations(scans, 2)]
     else:

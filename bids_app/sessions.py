@@ -31,6 +31,10 @@ COLUMNS = ('participant_id', 'fixed', 'moving')
 INDICES = ('run', 'echo', 'inv')
 """Entities whose values are numbers."""
 
+_TIME = re.compile(
+    r'(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:\.(\d+))?(?:Z|[+-]\d\d:?\d\d)?)?'
+)
+
 FIRST = ('baseline', 'bl', 'pre')
 """Labels of sessions that come first whatever the alphabet says."""
 
@@ -211,9 +215,7 @@ def _times(table: Path, labels: Collection[str]) -> dict[str, datetime]:
         label, time = header.index('session_id'), header.index('acq_time')
         for row in rows:
             with suppress(ValueError, IndexError):
-                # Times of one person are in one zone; with and without it they do not compare.
-                moment = datetime.fromisoformat(row[time].replace('Z', '+00:00'))
-                found[row[label].removeprefix('ses-')] = moment.replace(tzinfo=None)
+                found[row[label].removeprefix('ses-')] = _moment(row[time])
     missing = sorted(set(labels) - set(found))
     if not missing:
         return found
@@ -221,9 +223,26 @@ def _times(table: Path, labels: Collection[str]) -> dict[str, datetime]:
         '"%s" has no acq_time like 2019-05-01T10:30:00 for %s: sessions are taken in the order of '
         'their labels.',
         table,
-        ', '.join(f'ses-{label}' for label in missing),
+        ', '.join(f'ses-{label}' if label else 'scans without a session' for label in missing),
     )
     return {}
+
+
+def _moment(text: str) -> datetime:
+    """A date, with a time or without, as ISO 8601 and BIDS write it.
+
+    What follows the minutes may lack or be a fraction of any length (Python 3.10 would refuse
+    some); the zone is not heeded, since that of one person's scans is one.
+
+    >>> _moment('2019-05-01T10:30:00.5Z') < _moment('2019-05-02')
+    True
+    """
+    found = _TIME.fullmatch(text.strip())
+    if not found:
+        raise ValueError(text)
+    day, clock, fraction = found.groups()
+    moment = datetime.fromisoformat(f'{day}T{clock or "00:00"}')
+    return moment.replace(microsecond=int(f'{fraction or "":0<6.6}'))
 
 
 def _natural(label: str) -> list[tuple[bool, int, str]]:

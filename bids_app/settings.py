@@ -94,8 +94,13 @@ class Settings:
     thresholds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ('bids_dir', 'output_dir', 'work_dir'):
+            object.__setattr__(self, name, Path(os.path.abspath(getattr(self, name))))
         for item in fields(self):
-            object.__setattr__(self, item.name, absolute(item.name, getattr(self, item.name)))
+            value = getattr(self, item.name)
+            # A reference is looked for in the data set before it is beside us.
+            if item.name != 'reference' or not (self.bids_dir / value).is_file():
+                object.__setattr__(self, item.name, absolute(item.name, value))
         for name in ('participant_label', 'session_label'):
             object.__setattr__(self, name, _labels(getattr(self, name)))
         if self.fixed_acq is not None:

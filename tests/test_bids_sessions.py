@@ -77,14 +77,14 @@ def test_a_session_may_be_chosen_as_the_moving_one(data):
 
 def test_times_in_the_table_of_sessions_count(data):
     table = data / 'sub-01' / 'sub-01_sessions.tsv'
-    rows = {'ses-1': '2021-05-01', 'ses-2': '2020-05-01', 'ses-10': '2022-05-01'}
+    rows = {'ses-1': '2021-05-01', 'ses-2': '2020-05-01T10:30:00.5', 'ses-10': '2022-05-01T09:00Z'}
     lines = ['session_id\tacq_time', *(f'{label}\t{time}' for label, time in rows.items())]
     table.write_text('\n'.join(lines) + '\n')
     assert names_of(data) == ['ses-1 -> ses-2', 'ses-10 -> ses-2']
 
 
 @pytest.mark.parametrize('times', [['2021-05-01', '2020-05-01'], ['12/03/2018', '01/05/2017'],
-                                   ['2021-05-01', 'n/a']])  # fmt: skip
+                                   ['2021-05-01', 'n/a'], ['20210501', '20200501']])  # fmt: skip
 def test_times_that_cannot_be_used_are_told(data, times, caplog):
     """A session without a time, or one that no two people read alike: labels count."""
     table = data / 'sub-01' / 'sub-01_sessions.tsv'
