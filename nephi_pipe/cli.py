@@ -174,7 +174,8 @@ def _add_register(commands: Any) -> None:
     method.add_argument(
         '--steps', type=count, metavar='N',
         help='optimisation steps (default: 170, lungs 120, fewer for voxels that do not show the '
-        'finest level: 144 at 2 mm; 0: only what the weights predict)',
+        'finest level: 144 at 2 mm; brains from a checkpoint '
+        'that is named 60; 0: only what the weights predict)',
     )  # fmt: skip
     method.add_argument(
         '--no-affine', dest='affine', action='store_false',

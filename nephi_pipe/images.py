@@ -64,17 +64,12 @@ def load_image(path: str | os.PathLike) -> Image:
     with np.errstate(over='ignore'):
         data = np.asarray(data, dtype=np.float32)
     image = Image(data, grid, Path(path))
-    check_finite(image)
-    if data.min() == data.max():
-        raise InputDataError(
-            f'"{path}" has the value {data.flat[0]:g} in every voxel; expected an image with '
-            'contrast. Check that the right file was given.'
-        )
+    check_values(image)
     return image
 
 
-def check_finite(image: Image) -> None:
-    """Raise InputDataError where an image holds NaN or infinite values."""
+def check_values(image: Image) -> None:
+    """Raise InputDataError where an image holds NaN or infinite values, or one value alone."""
     finite = np.isfinite(image.data)
     if not finite.all():
         raise InputDataError(
@@ -82,16 +77,22 @@ def check_finite(image: Image) -> None:
             'infinite); expected a number in every voxel. Replace them (for example by 0) and try '
             'again.'
         )
+    if image.data.min() == image.data.max():
+        raise InputDataError(
+            f'{image.name} has the value {image.data.flat[0]:g} in every voxel; expected an image '
+            'with contrast. Check that the right file was given.'
+        )
 
 
 def load_labels(path: str | os.PathLike) -> Image:
     """Read a 3D label map as int32; values must be whole numbers (0 is background)."""
     data, grid = _read(Path(path))
     most = np.iinfo(np.int32).max
-    if data.max() > most or data.min() < -most:
+    largest = max(float(data.max()), -float(data.min()))
+    if largest > most:
         raise InputDataError(
-            f'"{path}" holds the label {max(data.max(), -data.min()):.0f}; expected numbers up to '
-            f'{most}. Renumber the labels.'
+            f'"{path}" holds a label of the size {largest:.0f}; expected numbers up to {most}. '
+            'Renumber the labels.'
         )
     with np.errstate(invalid='ignore'):
         labels = np.asarray(np.rint(data), dtype=np.int32)

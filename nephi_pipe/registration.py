@@ -16,8 +16,8 @@ from .errors import InputDataError, UsageError
 from .images import (
     Image,
     bounding_box,
-    check_finite,
     check_same_grid,
+    check_values,
     load_image,
     load_mask,
 )
@@ -177,7 +177,7 @@ def register(
 def _image(image: ImageLike) -> Image:
     if not isinstance(image, Image):
         return load_image(image)
-    check_finite(image)
+    check_values(image)
     return image
 
 

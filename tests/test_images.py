@@ -218,7 +218,7 @@ def test_numbers_that_are_too_large_for_labels(tmp_path):
     data = np.zeros(GRID.shape, np.uint32)
     data[3, 3, 3] = 2**31 + 5
     path = write_image(tmp_path / 'x.nii.gz', data, GRID.affine)
-    refused(load_labels, path, 'holds the label 2147483653; expected numbers up to 2147483647')
+    refused(load_labels, path, 'a label of the size 2147483653; expected numbers up to 2147483647')
     refused(
         lambda path: save_image(path, data.astype(np.int64), GRID),
         tmp_path / 'y.nii.gz',

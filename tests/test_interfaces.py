@@ -197,7 +197,7 @@ def test_masks_of_a_pair_hold_the_same_lungs(tmp_path):
     outputs = run(node, tmp_path)
     assert outputs.fixed_mask == masks['left']
     assert outputs.moving_mask == str(tmp_path / 'moving_mask.nii.gz')
-    assert outputs.compared == 'of the moving scan the lung alone that the other mask holds'
+    assert outputs.compared == 'one lung of the moving scan: the one that the fixed mask holds'
     assert set(np.unique(load_labels(outputs.moving_mask).data)) == {0, 2}
     node.inputs.fixed_mask = masks['both']
     outputs = run(node, tmp_path)

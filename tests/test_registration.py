@@ -358,6 +358,11 @@ def test_an_exclusion_of_everything_is_refused(pair):
         quickly(pair.fixed, pair.moving, exclude_mask=everything)
 
 
+def test_a_constant_in_memory_is_refused(pair):
+    with pytest.raises(InputDataError, match='in memory has the value 7 in every voxel'):
+        quickly(pair.fixed, pair.moving.with_data(np.full_like(pair.moving.data, 7)))
+
+
 def test_values_in_memory_that_are_not_finite_are_refused(pair):
     data = pair.moving.data.copy()
     data[3, 4, 5] = np.nan

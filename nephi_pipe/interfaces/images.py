@@ -173,8 +173,9 @@ class CommonLungs(SimpleInterface):
             if data is not mask.data:
                 path = Path(runtime.cwd) / f'{side}_mask.nii.gz'
                 save_image(path, data.astype('uint8'), mask.grid)
+                other = {'fixed': 'moving', 'moving': 'fixed'}[side]
                 self._results['compared'] = (
-                    f'of the {side} scan the lung alone that the other mask holds'
+                    f'one lung of the {side} scan: the one that the {other} mask holds'
                 )
             self._results[f'{side}_mask'] = str(path)
         return runtime

@@ -16,6 +16,7 @@ _NEIGHBOUR, _PATCH = 2, 0.8
 """Of MIND-SSC, in voxels: how far neighbours are, and the standard deviation of a patch."""
 
 _WHOLE = 1e-4
+"""Voxels: a step that is nearer to a whole number of them is one."""
 
 
 class Volume:

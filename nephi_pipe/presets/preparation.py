@@ -93,8 +93,10 @@ def prepare(
     kept = mask if excluded is None else mask & ~excluded
     if not kept.any():
         raise InputDataError(
-            f'The exclusion mask covers all that is compared of {image.name}; expected voxels of '
-            'the organ beside it. Give a smaller one.'
+            f'Nothing of {image.name} stands out; expected an organ. Give a mask of it.'
+            if excluded is None
+            else f'The exclusion mask covers all that is compared of {image.name}; expected '
+            'voxels of the organ beside it. Give a smaller one.'
         )
     if settings.intensity_range is None:
         data = normalise(image.data, kept)
