@@ -79,7 +79,8 @@ def test_one_file_brings_both_stages(pair, files, points):
         quickly(pair.fixed, pair.moving, weights=weights, steps=0)
         for weights in (stages, files['both'])
     )
-    np.testing.assert_array_equal(carried.warp_points(points), listed.warp_points(points))
+    # Where tensors lie in memory decides the last digits of products on some processors.
+    np.testing.assert_allclose(carried.warp_points(points), listed.warp_points(points), atol=1e-4)
     model = load_model(files['both'])
     assert [stage.config.encoder.grid for stage in model.stages] == [25, 33]
 
