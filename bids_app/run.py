@@ -20,6 +20,7 @@ from ..errors import NePhiError, NoInputError, OutputError
 from ..files import make_folder, remove_leftovers
 from .console import log_file, quieten_nipype, start_log
 from .dataset import MOST_WAIT_S, check_output, write_dataset_files
+from .device import check_device
 from .lock import hold
 from .names import Names
 from .outcome import Conclusion, Failure, Stopped, conclude, count, read_crash
@@ -27,7 +28,7 @@ from .pairs import Pair, select_pairs
 from .plugin_file import Plugin, check_queue, choose_plugin
 from .preflight import check_dataset, check_pairs
 from .reference import mni_template, write_template
-from .settings import Settings, check_device
+from .settings import Settings
 
 logger = logging.getLogger('nephi_pipe')
 

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
-import subprocess
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -395,36 +393,3 @@ def _check_folders(settings: Settings) -> None:
             f'The work folder "{settings.work_dir}" lies inside the input data set; expected '
             'another place. Give one with -w (its content can be deleted after the run).'
         )
-
-
-def check_device(device: str) -> str:
-    """Resolve ``auto`` and refuse a GPU that cannot be seen, without loading torch.
-
-    Raises
-    ------
-    UsageError
-        CUDA was asked for and there is no such device; there is no silent change to the CPU,
-        because results differ.
-    """
-    if device == 'cpu':
-        return device
-    gpus = _visible_gpus()
-    if device == 'auto':
-        return 'cuda' if gpus else 'cpu'
-    wanted = int(device.partition(':')[2] or 0)
-    if wanted >= gpus:
-        raise UsageError(
-            f'--device {device} was asked for, but {gpus} CUDA devices can be seen; use '
-            '--device cpu, or start the container with --gpus all (docker) or --nv (apptainer).'
-        )
-    return device
-
-
-def _visible_gpus() -> int:
-    chosen = os.environ.get('CUDA_VISIBLE_DEVICES')
-    if chosen is not None:
-        return len([part for part in chosen.split(',') if part.strip() not in ('', '-1')])
-    if shutil.which('nvidia-smi'):
-        listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=False)
-        return sum(line.startswith('GPU ') for line in listed.stdout.splitlines())
-    return len(list(Path('/dev').glob('nvidia[0-9]*')))

@@ -121,7 +121,7 @@ def load_names(path: Path) -> None:
 
 
 def load_filters(path: Path) -> None:
-    from nephi_pipe.bids_app.query import read_filters
+    from nephi_pipe.bids_app.filters import read_filters
 
     read_filters(path, ['t1w', 'dseg', 'mask'])
 

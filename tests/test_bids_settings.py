@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from nephi_pipe.bids_app.cli import main, parse_settings
+from nephi_pipe.bids_app.device import check_device
 from nephi_pipe.bids_app.resources import available_cpus, available_memory_gb
 from nephi_pipe.bids_app.settings import (
     Settings,
-    check_device,
     make_settings,
     parse_memory,
     read_settings,
