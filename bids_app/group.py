@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 STEM = 'group_desc-nephi'
 
+ENDS = {'tsv': 'metrics.tsv', 'json': 'metrics.json', 'html': 'report.html'}
+"""How the files of a group end, after ``STEM``."""
+
 
 def build_group(
     output_dir: str | os.PathLike,
@@ -64,16 +67,25 @@ def build_group(
         for pair, own, why in zip(pairs, values, reasons, strict=True)
     ]
     pages = [_page_of(output_dir, pair) for pair in pairs]
-    paths = {
-        'tsv': write_text(output_dir / f'{STEM}_metrics.tsv', to_tsv(rows)),
-        'json': write_json(output_dir / f'{STEM}_metrics.json', data_dictionary(limits)),
-        'html': output_dir / f'{STEM}_report.html',
-    }
+    paths = {kind: output_dir / f'{STEM}_{end}' for kind, end in ENDS.items()}
+    write_text(paths['tsv'], to_tsv(rows))
+    write_json(paths['json'], data_dictionary(limits))
     write_text(paths['html'], group_page(pairs, values, reasons, pages, limits, complaints))
     flagged = sum(bool(why) for why in reasons)
     pairs_said = count(len(pairs), 'pair')
     logger.info('%s, %d to review; see "%s".', pairs_said, flagged, paths['html'])
     return paths
+
+
+def describe_group(output_dir: Path) -> str:
+    """What :func:`build_group` would read and write, as text; nothing is written."""
+    pairs, complaints = read_pairs(output_dir)
+    if not pairs:
+        _refuse(output_dir, complaints)
+    lines = [f'Group level: {count(len(pairs), "pair")} in {output_dir}.']
+    lines += [f'Left out: {complaint}' for complaint in complaints]
+    lines += ['', 'Files of the group:']
+    return '\n'.join(lines + [f'  {STEM}_{end}' for end in ENDS.values()])
 
 
 def _refuse(output_dir: Path, complaints: list[str]) -> None:

@@ -93,9 +93,9 @@ def _run(settings: Settings, state: State) -> None:
     if 'participant' in settings.levels:
         _run_participants(settings, plugin, state)
     nothing = bool(state.total and not state.done)
-    if 'group' in settings.levels and not (settings.dry_run or nothing):
+    if 'group' in settings.levels and not nothing:
         _run_group(settings)
-    elif 'group' in settings.levels and nothing:
+    elif 'group' in settings.levels:
         logger.warning(
             'Nothing was registered, so the group level is left out: a table and a page of the '
             'group, if there are any, are of an earlier run.'
@@ -303,8 +303,13 @@ def _check_results(settings: Settings) -> None:
 
 
 def _run_group(settings: Settings) -> None:
-    from .group import STEM, build_group
+    from .group import STEM, build_group, describe_group
 
+    if settings.dry_run:
+        # Results that the participant level is yet to write are none of the group's now.
+        if 'participant' not in settings.levels:
+            _print(describe_group(settings.output_dir))
+        return
     _check_results(settings)
     with hold([settings.output_dir / 'logs'], ['group'], new_run_name()):
         remove_leftovers(settings.output_dir, f'{STEM}_*')

@@ -173,6 +173,15 @@ def test_group_level_without_results(app):
     assert code == 66 and 'expected the results of the participant level' in said
 
 
+def test_a_dry_run_of_the_group_says_what_it_reads(app):
+    assert app.run('--dry-run', levels=['group'])[0] == 66
+    assert app.run()[0] == 0
+    before = sorted(app.out.rglob('*'))
+    code, said = app.run('--dry-run', levels=['group'])
+    assert code == 0 and sorted(app.out.rglob('*')) == before
+    assert f'Group level: 2 pairs in {app.out}.' in said and 'group_desc-nephi_metrics.tsv' in said
+
+
 def test_dry_run_writes_nothing(app):
     code, said = app.run('--dry-run')
     assert code == 0
