@@ -75,11 +75,12 @@ def select_pairs(settings: Settings) -> list[Pair]:
 
 def _warn_of_companions(settings: Settings, pairs: Sequence[Pair]) -> None:
     """Tell what was given and takes no part: a mistyped name, or landmarks of one side."""
+    pairs = [pair for pair in pairs if not (pair.moving.problem or pair.fixed.problem)]
     scans = [scan for pair in pairs for scan in (pair.moving, pair.fixed)]
     uris = [uri for scan in scans for uri in (*scan.companion_uris, scan.landmarks_uri) if uri]
     used = {uri.split(':')[1] for uri in uris}
     for name, path in settings.derivatives.items():
-        if name not in used:
+        if scans and name not in used:
             mask = EXAMPLE_MASKS[settings.modality]
             logger.warning(
                 'The derivatives %s ("%s") give nothing to the scans that are selected; expected '

@@ -83,8 +83,10 @@ def check_scan(scan: Scan) -> Grid:
     ------
     NoInputError, InputDataError
         A file is missing or no image, not 3D, has an unusable affine; mask or labels lie on
-        another grid.
+        another grid, or several files could be one of them.
     """
+    if scan.problem:
+        raise InputDataError(scan.problem)
     grid = read_grid(scan.path)
     for kind, path in (('mask', scan.mask), ('label map', scan.labels)):
         if path is not None and not read_grid(path).same_as(grid):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InputDataError, NoInputError, NothingSelectedError, UsageError
+from ..errors import InputDataError, NoInputError, NothingSelectedError
 from ..reading import MOST_JSON_BYTES, parse_json, read_text
 from .filters import CONFIG, query_value, read_filters
 
@@ -47,7 +47,8 @@ class Scan:
     """An image and what belongs to it.
 
     ``stem`` is its file name without suffix and extension (``sub-41_ses-1``), ``space`` the name
-    of its space in other files' names (``sub41ses1``), ``uri`` how sidecars refer to it.
+    of its space in other files' names (``sub41ses1``), ``uri`` how sidecars refer to it;
+    ``problem`` is a sentence where it cannot be said what belongs to it.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Scan:
     companion_uris: tuple[str, ...] = ()
     landmarks: Path | None = None
     landmarks_uri: str = ''
+    problem: str = ''
 
     @property
     def folder(self) -> str:
@@ -219,9 +221,10 @@ class Catalogue:
 
     def _scan(self, path: Path, entities: Mapping[str, Any]) -> Scan:
         stem, _, end = path.name.rpartition('_')
-        mask, mask_uri, _ = self._companion('mask', entities)
-        labels, labels_uri, root = self._companion('dseg', entities)
-        landmarks, landmarks_uri, _ = self._companion('landmarks', entities)
+        try:
+            belonging = self._belonging(entities)
+        except InputDataError as error:
+            belonging = {'problem': str(error)}
         return Scan(
             path=path,
             subject=entities['subject'],
@@ -230,13 +233,22 @@ class Catalogue:
             suffix=end.split('.')[0],
             space=space_label(stem),
             uri=_uri('raw', path, self.bids_dir),
-            mask=mask,
-            labels=labels,
-            label_table=find_table(labels, root) if labels else None,
-            companion_uris=tuple(uri for uri in (mask_uri, labels_uri) if uri),
-            landmarks=landmarks,
-            landmarks_uri=landmarks_uri,
+            **belonging,
         )
+
+    def _belonging(self, entities: Mapping[str, Any]) -> dict[str, Any]:
+        """What a scan knows of other files, by the names of its fields."""
+        mask, mask_uri, _ = self._companion('mask', entities)
+        labels, labels_uri, root = self._companion('dseg', entities)
+        landmarks, landmarks_uri, _ = self._companion('landmarks', entities)
+        return {
+            'mask': mask,
+            'labels': labels,
+            'label_table': find_table(labels, root) if labels else None,
+            'companion_uris': tuple(uri for uri in (mask_uri, labels_uri) if uri),
+            'landmarks': landmarks,
+            'landmarks_uri': landmarks_uri,
+        }
 
     def _companion(
         self, kind: str, entities: Mapping[str, Any]
@@ -247,7 +259,7 @@ class Catalogue:
             if len(found) > 1:
                 names = shorten([path.name for path, _ in found], 4)
                 one = json.dumps({kind: _difference([own for _, own in found])})
-                raise UsageError(
+                raise InputDataError(
                     f'{len(found)} files of the derivatives {name} could be the {kind} of '
                     f'sub-{entities["subject"]} ({names}); expected one. Choose with '
                     f'--bids-filter-file, for example {one}.'

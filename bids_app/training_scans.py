@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import NothingSelectedError, UsageError
+from ..errors import InputDataError, NothingSelectedError, UsageError
 from ..presets import preset
 from .query import SCANS, Catalogue, Scan, choose_participants, find_participants, shorten
 
@@ -39,8 +39,9 @@ def find_training_scans(
 
     Raises
     ------
-    UsageError, NoInputError, NothingSelectedError
-        Such a modality has no scans, a folder is missing, or it holds no scan.
+    UsageError, NoInputError, NothingSelectedError, InputDataError
+        Such a modality has no scans, a folder is missing, or it holds no scan; several files
+        could be the mask or the labels of one.
     """
     if modality not in SCANS:
         raise UsageError(
@@ -59,6 +60,9 @@ def find_training_scans(
             f'No {catalogue.expected} matches in "{bids_dir}"; expected files like '
             f'{catalogue.example}. Check the folder.'
         )
+    for scan in scans:
+        if scan.problem:
+            raise InputDataError(scan.problem)
     without = [label for label, several in found.items() if not several]
     if without:
         logger.warning('No %s for sub-%s: left out.', catalogue.expected, shorten(without))

@@ -12,9 +12,11 @@ from bids_data import describe, touch
 
 from nephi_pipe.bids_app.names import Names, sidecar
 from nephi_pipe.bids_app.pairs import select_pairs
+from nephi_pipe.bids_app.preflight import check_scan
 from nephi_pipe.bids_app.query import Catalogue, find_table
 from nephi_pipe.bids_app.reference import MNI_SHAPE, MNI_SPACE, mni_template, write_template
 from nephi_pipe.bids_app.settings import Settings
+from nephi_pipe.bids_app.training_scans import find_training_scans
 from nephi_pipe.errors import InputDataError, NoInputError, NothingSelectedError, UsageError
 
 PEOPLE = [
@@ -267,10 +269,15 @@ def test_masks_and_labels_follow_entities(data):
 def test_several_label_maps_need_a_filter(data, tmp_path):
     touch(data / 'derivatives/prep', [*DERIVATIVES, 'sub-01/anat/sub-01_desc-aparc_dseg.nii.gz'])
     prep = {'prep': data / 'derivatives' / 'prep'}
+    pairs = pairs_of(data, derivatives=prep, participant_label=('01', '02'))
+    troubled = [pair for pair in pairs if pair.moving.problem]
+    assert {pair.moving.stem for pair in troubled} == {'sub-01'} and len(troubled) < len(pairs)
     with pytest.raises(
-        UsageError, match='could be the dseg of sub-01.*{"dseg": {"desc": "aparc"}}'
+        InputDataError, match='could be the dseg of sub-01.*{"dseg": {"desc": "aparc"}}'
     ):
-        pairs_of(data, derivatives=prep, participant_label=('01',))
+        check_scan(troubled[0].moving)
+    with pytest.raises(InputDataError, match='could be the dseg of sub-01'):
+        find_training_scans(data, ['01'], [f'prep={prep["prep"]}'])
     path = tmp_path / 'filters.json'
     path.write_text('{"dseg": {"desc": "aparc"}}')
     pairs = pairs_of(data, derivatives=prep, participant_label=('01',), bids_filter_file=path)
