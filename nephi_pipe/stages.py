@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPAIR_ROUNDS = 5
-"""How often optimisation goes on where folds were found (issue: at most five rounds)."""
+"""How often optimisation goes on where folds were found."""
 
 REPAIR_STEPS = 20
 

@@ -176,7 +176,7 @@ def test_a_ct_is_mended_and_a_mask_of_one_lung_is_kept(tmp_path, caplog):
     assert outputs.source == 'given'
     assert f'"{path}": padding of -3024' in caplog.text
     np.testing.assert_array_equal(load_labels(outputs.mask).data > 0, left)
-    assert outputs.image == str(tmp_path / 'image.nii.gz')
+    assert outputs.image == str(tmp_path / 'mended_ct.nii.gz')
     assert outputs.mended.startswith('padding of -3024')
     mended = load_image(outputs.image)
     assert (mended.data[:6] == -1024).all()

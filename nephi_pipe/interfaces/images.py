@@ -133,7 +133,9 @@ class LungMask(SimpleInterface):
         folder = Path(runtime.cwd)
         path = self.inputs.image
         if done:
-            path = str(save_image(folder / 'image.nii.gz', image.data, image.grid))
+            # Later messages name this file: it has to say whose it is.
+            name = f'mended_{Path(path).name.partition(".")[0]}.nii.gz'
+            path = str(save_image(folder / name, image.data, image.grid))
         mask = save_image(folder / 'mask.nii.gz', inside, image.grid)
         self._results.update(image=path, mask=str(mask), source=source, mended='; '.join(done))
         return runtime
