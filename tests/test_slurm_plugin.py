@@ -157,7 +157,9 @@ def test_jobs_of_a_run_that_was_killed_do_not_write_beside_new_ones(app):
     assert app.running(), 'SLURM knows nothing of it'
     code, said = app.run('--participant-label', '02')
     assert code == 0, said
-    assert [state for _, state in app.jobs('optimize')][:2] == ['COMPLETED', 'CANCELLED']
+    # SLURM may call a job running for a while after its answer is there.
+    ended = ['COMPLETED', 'CANCELLED']
+    wait_for(lambda: [state for _, state in app.jobs('optimize')][:2] == ended, 30)
 
 
 def test_what_sbatch_refuses(app, tmp_path):
