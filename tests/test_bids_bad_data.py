@@ -54,6 +54,11 @@ def _other_grid(app):
     save(path, ball()[1][:-2].astype(np.int16))
 
 
+def _two_label_maps(app):
+    path = app.bids / 'derivatives/seg/sub-01/anat/sub-01_desc-other_dseg.nii.gz'
+    save(path, ball()[1].astype(np.int16))
+
+
 def _mask_on_another_grid(app):
     path = app.bids / 'derivatives/seg/sub-01/anat/sub-01_desc-brain_mask.nii.gz'
     save(path, np.ones((10, 10, 10), dtype=np.uint8))
@@ -69,6 +74,7 @@ BAD = [
     (_not_an_image, 65, 'is not an image that can be read'),
     (_dangling, 66, 'Fetch its content first'),
     (_other_grid, 65, 'label map "'),
+    (_two_label_maps, 65, '2 files of the derivatives seg could be the dseg of sub-01'),
     (_mask_on_another_grid, 65, 'does not lie on the grid of'),
 ]
 
@@ -83,7 +89,7 @@ def test_bad_data_of_the_only_person(app, spoil, code, words):
     assert not list(app.out.glob('sub-01/anat/*'))
 
 
-@pytest.mark.parametrize('spoil', [_truncated, _four_dimensions])
+@pytest.mark.parametrize('spoil', [_truncated, _four_dimensions, _two_label_maps])
 def test_bad_data_of_one_person_among_others(app, spoil):
     spoil(app)
     code, said = app.run()
