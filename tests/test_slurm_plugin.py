@@ -128,7 +128,7 @@ def test_a_job_that_is_cancelled_fails_its_person_only(app):
     process = app.start(behaviour='{"02": "sleep"}')
     wait_for(lambda: 'register 02' in app.ran() and (app.out / 'sub-01.html').exists())
     # SLURM may go on to call sub-01's job running for a while after its answer is there.
-    ((jobid, state),) = app.jobs('sub02_to_sub03.brain_wf.optimize')
+    jobid, state = app.jobs('sub02_to_sub03.brain_wf.optimize')[0]
     assert state == 'RUNNING'
     app.slurm('scancel', jobid)
     said = process.communicate(timeout=120)[0]
