@@ -113,8 +113,11 @@ def simulated_pair(folder: Path, data: Path, number: int) -> Pair:
         for side in ('fixed', 'moving')
     ]
     if not scans[0].landmarks.exists():
+        parts = data / 'lungparts'
+        if not parts.is_dir():
+            sys.exit(f'There is no folder "{parts}"; expected lungct and lungparts in --data.')
         print(f'simulated pair {number} ...', flush=True)
-        command = [sys.executable, '-m', 'benchmarks.lung_pairs', data / 'lungparts', folder]
+        command = [sys.executable, '-m', 'benchmarks.lung_pairs', parts, folder]
         subprocess.run(
             [*map(str, command), str(number)], check=True, env={**os.environ, **PACKAGE}
         )

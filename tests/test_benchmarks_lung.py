@@ -292,6 +292,8 @@ def test_missing_data_and_peers_are_told(made, monkeypatch):
         main(arguments(made, 'elastix'))
     with pytest.raises(SystemExit, match='no file'):
         main([*arguments(made, 'greedy'), '--real', '1'])
+    with pytest.raises(SystemExit, match='no folder .*lungparts'):
+        main([*arguments(made, 'greedy'), '--simulated', '7'])
 
 
 def test_the_peers_module_needs_no_package_for_its_help():
