@@ -297,12 +297,9 @@ def _settings(
     chosen: Preset, model: NePhiModel | None, steps: int | None, fixed: Image, moving: Image
 ) -> OptimisationSettings:
     """Those of the instance optimisation of a pair."""
-    settings = chosen.settings(model is not None)
-    if steps is None:
-        # Thick slices still show what is fine within them.
-        finest = [float(image.grid.spacing.min()) for image in (fixed, moving)]
-        settings = settings.for_voxels(max(finest))
-    return settings.with_steps(steps)
+    # Thick slices still show what is fine within them.
+    finest_mm = max(float(image.grid.spacing.min()) for image in (fixed, moving))
+    return chosen.settings(model is not None).for_voxels(finest_mm).with_steps(steps)
 
 
 def _name_of(weights: FilePaths | None) -> str:
