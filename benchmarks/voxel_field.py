@@ -23,7 +23,7 @@ from nephi_pipe.field.latent import LatentCode
 from nephi_pipe.images import Image
 from nephi_pipe.learning.settings import OptimisationSettings
 from nephi_pipe.presets import preset
-from nephi_pipe.presets.preparation import Prepared, frame_of, prepare
+from nephi_pipe.presets.preparation import Prepared, affine_between, frame_of, prepare
 from nephi_pipe.stages import Stage
 from nephi_pipe.threads import torch_threads
 
@@ -119,5 +119,6 @@ def settings_for(fixed: Image, moving: Image, rate: float) -> OptimisationSettin
 
 def prepared_pair(fixed: Image, moving: Image) -> tuple[list[Prepared], np.ndarray]:
     """Both images and the affine between them as ``nephi register`` has them."""
-    prepared = [prepare(image, None, None, preset('brain')) for image in (fixed, moving)]
-    return prepared, engine._affine(*prepared, 0)
+    chosen = preset('brain')
+    prepared = [prepare(image, None, None, chosen) for image in (fixed, moving)]
+    return prepared, affine_between(*prepared, chosen)

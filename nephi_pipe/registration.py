@@ -134,7 +134,7 @@ def register(
         )
     _check_device(device)
 
-    from .presets.preparation import prepare
+    from .presets.preparation import affine_between, prepare
 
     with torch_threads(threads) as threads:
         started = time.monotonic()
@@ -149,7 +149,7 @@ def register(
         pre_aligned = base is not None
         estimated = affine and matrix is None
         if matrix is None:
-            matrix = _affine(*prepared, seed) if affine else np.eye(4)
+            matrix = affine_between(*prepared, chosen, seed) if affine else np.eye(4)
         seconds = {'affine': time.monotonic() - started} if estimated else {}
         pair = StagedPair((fixed, moving), prepared, matrix, chosen, seed, device)
         settings = _settings(chosen, model, steps, fixed, moving)
@@ -275,22 +275,6 @@ def _check_device(device: str) -> None:
             f'The device "{device}" was asked for, but {visible} CUDA devices are visible; '
             'expected it among them. Use --device cpu, or make the GPU visible (--gpus all, --nv).'
         )
-
-
-def _affine(fixed: Prepared, moving: Prepared, seed: int) -> np.ndarray:
-    from .learning.affine import estimate_affine
-
-    return estimate_affine(
-        fixed.data,
-        fixed.grid,
-        moving.data,
-        moving.grid,
-        fixed.mask,
-        moving.mask,
-        fixed_excluded=fixed.excluded,
-        moving_excluded=moving.excluded,
-        seed=seed,
-    )
 
 
 def _settings(

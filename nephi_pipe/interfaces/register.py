@@ -72,19 +72,12 @@ class AffineInit(SimpleInterface):
     def _search(self) -> Any:
         import torch
 
-        from ..learning.affine import estimate_affine
+        from ..presets import preset
+        from ..presets.preparation import affine_between
 
         torch.set_num_threads(self.inputs.num_threads)
         fixed, moving = self._prepare('fixed'), self._prepare('moving')
-        return estimate_affine(
-            fixed.data,
-            fixed.grid,
-            moving.data,
-            moving.grid,
-            fixed.weight,
-            moving.weight,
-            seed=self.inputs.seed,
-        )
+        return affine_between(fixed, moving, preset(self.inputs.modality), self.inputs.seed)
 
     def _prepare(self, side: str) -> Any:
         """One image, made ready as ``register`` does it."""

@@ -60,6 +60,7 @@ def estimate_affine(
     *,
     fixed_excluded: np.ndarray | None = None,
     moving_excluded: np.ndarray | None = None,
+    by_depth: bool = False,
     dof: int = 12,
     seed: int = 0,
 ) -> np.ndarray:
@@ -83,6 +84,10 @@ def estimate_affine(
     fixed_excluded, moving_excluded
         Voxels that take no part in the comparison (lesions, resections), bool, or None. Unlike
         voxels outside of a mask they do not count as background.
+    by_depth
+        Compare how deep points lie in the masks instead of the intensity as it is (the locally
+        normalised one still counts): for an organ whose intensity differs between the images.
+        Needs both masks.
     dof
         6 (rigid), 7 (rigid and one scale) or 12 (affine).
     seed
@@ -99,7 +104,7 @@ def estimate_affine(
         A mask is empty or has another shape than its image, an image has no contrast inside its
         mask, the two have (almost) nothing in common, or one would be scaled more than fourfold.
     UsageError
-        ``dof`` is not 6, 7 or 12.
+        ``dof`` is not 6, 7 or 12, or a mask is missing for the depth.
 
     Examples
     --------
@@ -112,12 +117,16 @@ def estimate_affine(
     """
     if dof not in _GENERATORS:
         raise UsageError(f'dof is {dof}; expected 6 (rigid), 7 (similarity) or 12 (affine).')
+    if by_depth and (fixed_mask is None or moving_mask is None):
+        raise UsageError('Depths are compared in masks; expected one of both images. Give them.')
     a = Subject.checked(fixed, fixed_grid, fixed_mask, fixed_excluded, 'fixed')
     b = Subject.checked(moving, moving_grid, moving_mask, moving_excluded, 'moving')
     freedoms = [[free for free in _GENERATORS if free <= dof], [dof], [dof]]
     finest = min(FINEST_MM, min(a.width_mm, b.width_mm) / 50)
     maps = _starts(a, b, dof)
-    for pair, kept, stages in zip(pairs(a, b, finest, seed), KEPT, freedoms, strict=True):
+    for pair, kept, stages in zip(
+        pairs(a, b, finest, seed, by_depth), KEPT, freedoms, strict=True
+    ):
         maps = maps[np.argsort(pair.cost(maps), kind='stable')[:kept]]
         for freedom in stages:
             maps = _minimise(pair, maps, freedom)

@@ -71,13 +71,15 @@ class Pair:
         return float(min(there, back))
 
 
-def pairs(fixed: Subject, moving: Subject, finest_mm: float, seed: int) -> list[Pair]:
+def pairs(
+    fixed: Subject, moving: Subject, finest_mm: float, seed: int, by_depth: bool = False
+) -> list[Pair]:
     """The pair at each level, coarse to fine."""
     rng = np.random.default_rng(seed)
     ways = (fixed.masked or not moving.masked, moving.masked or not fixed.masked)
     pyramids = [
-        pyramid(fixed, moving.masked, finest_mm, rng),
-        pyramid(moving, fixed.masked, finest_mm, rng),
+        pyramid(fixed, moving.masked, finest_mm, rng, by_depth),
+        pyramid(moving, fixed.masked, finest_mm, rng, by_depth),
     ]
     return [
         Pair(fixed_level, moving_level, ways, finest_mm * factor)

@@ -160,7 +160,11 @@ def _read(
 
 
 def pyramid(
-    subject: Subject, other_masked: bool, finest_mm: float, rng: np.random.Generator
+    subject: Subject,
+    other_masked: bool,
+    finest_mm: float,
+    rng: np.random.Generator,
+    by_depth: bool = False,
 ) -> list[Level]:
     """The levels of one image, coarse to fine.
 
@@ -168,6 +172,8 @@ def pyramid(
     it is compared too. Where one is, what surrounds it may be a skull in one and nothing in the
     other: its points keep away from the mask's edge. The coarsest level has the intensity as its
     only feature, the others, where edges can be compared, the locally normalised intensity too.
+    ``by_depth`` puts the depth in the mask in the place of the intensity, but for the coarsest
+    level, where the pose is chosen and both are compared.
     """
     both_masked = subject.masked and other_masked
     reach = (RIM_VOXELS + 1) * finest_mm * max(SPACINGS)
@@ -177,13 +183,17 @@ def pyramid(
     values = _normalised(subject, box)
     if both_masked:
         values *= soft
-    levels = []
+    levels, depth = [], None
     for factor, count in zip(SPACINGS[::-1], POINTS[::-1], strict=True):
         blocks = _blocks(grid, finest_mm * factor)
         values, soft = _block_mean(values, blocks), _block_mean(soft, blocks)
         excluded = None if excluded is None else _block_mean(excluded, blocks)
         grid = _coarser(grid, blocks, values.shape)
-        features = [values]
+        if by_depth:
+            depth = _depth(soft, grid) if depth is None else _block_mean(depth, blocks)
+        coarsest = factor == max(SPACINGS)
+        features = [values] if depth is None or coarsest else []
+        features += [] if depth is None else [depth]
         if factor < max(SPACINGS) and subject.masked == other_masked:
             weight = soft if both_masked else np.ones_like(soft)
             features.append(_local(values, weight, LOCAL_SIGMA * finest_mm / grid.spacing))
@@ -193,6 +203,12 @@ def pyramid(
         index = _scattered(region, count, rng)
         levels.append(_level(features, excluded, index, grid, subject.grid))
     return levels[::-1]
+
+
+def _depth(soft: np.ndarray, grid: Grid) -> np.ndarray:
+    """Millimetres to the border of a mask, of which ``soft`` is the share of each voxel."""
+    inside = soft > 0.5 * soft.max()
+    return ndimage.distance_transform_edt(inside, grid.spacing).astype(np.float32)
 
 
 def _region(soft: np.ndarray, masked: bool, other_masked: bool) -> np.ndarray:

@@ -13,6 +13,7 @@ from ..ct import mend_ct
 from ..errors import InputDataError
 from ..geometry import Frame, Grid, apply_affine
 from ..images import Image, bounding_box, foreground, normalise
+from ..learning import affine as affine_stage
 from ..learning.optimise import Pair
 from ..learning.settings import Level, OptimisationSettings
 from ..learning.volume import (
@@ -107,6 +108,28 @@ def prepare(
     if excluded is not None:
         data[mask & excluded] = np.median(data[kept])
     return Prepared(data, image.grid, mask, excluded, organ)
+
+
+def affine_between(
+    fixed: Prepared, moving: Prepared, settings: Preset, seed: int = 0
+) -> np.ndarray:
+    """The affine (4x4, fixed mm to moving mm) that aligns two images, from any starting pose.
+
+    Air that is breathed in changes what lungs look like, everywhere at once: of them the depth in
+    the masks is compared instead of intensities as they are.
+    """
+    return affine_stage.estimate_affine(
+        fixed.data,
+        fixed.grid,
+        moving.data,
+        moving.grid,
+        fixed.mask,
+        moving.mask,
+        fixed_excluded=fixed.excluded,
+        moving_excluded=moving.excluded,
+        by_depth=settings.lungs,
+        seed=seed,
+    )
 
 
 def frame_of(

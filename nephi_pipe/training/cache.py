@@ -26,9 +26,8 @@ from ..errors import InputDataError, NePhiError, StorageError
 from ..files import explain, make_folder, write_json
 from ..geometry import Frame, Grid, is_invertible
 from ..images import check_same_grid, load_image, load_labels, load_mask
-from ..learning import affine as affine_stage
 from ..presets import Preset
-from ..presets.preparation import Prepared, feature_channels, prepare
+from ..presets.preparation import Prepared, affine_between, feature_channels, prepare
 from ..reading import MOST_JSON_BYTES, parse_json, read_text
 from .files import Files
 from .subject import RESERVE, Subject, Thumbnail
@@ -279,9 +278,7 @@ class _Affines:
             if self._first is None or self._first[0] != first.image:
                 self._first = first.image, prepared_of(first, chosen)
             a, b = self._first[1], prepared_of(other, chosen)
-            self._known[key] = affine_stage.estimate_affine(
-                a.data, a.grid, b.data, b.grid, a.weight, b.weight
-            ).tolist()
+            self._known[key] = affine_between(a, b, chosen).tolist()
             write_json(self.path, self._known)
         return np.array(self._known[key], dtype=float)
 
