@@ -243,6 +243,23 @@ def test_swapping_the_images_inverts_the_map():
     assert error_mm(back @ forth, np.eye(4)) < 0.3
 
 
+def test_depths_do_not_follow_what_changes_the_intensities():
+    """An organ that holds more air towards one end: intensities alone are pulled aside."""
+    there = around(AFFINE)
+    data, grid, mask = fixed()
+    other, other_mask = moved(AFFINE, there)
+    along = there.points()[..., 2] - AFFINE[2, 3]
+    thinned = np.clip(1 - along / 60, 0.1, 2) * other
+    plain, deep = (
+        error_mm(
+            estimate_affine(data, grid, thinned, there, mask, other_mask, by_depth=by_depth),
+            AFFINE,
+        )
+        for by_depth in (False, True)
+    )
+    assert deep < 0.5 * plain and deep < 2.0
+
+
 def test_bad_input_is_refused_with_a_sentence():
     data, grid, mask = fixed()
     with pytest.raises(InputDataError, match='moving mask has 0 voxels'):
@@ -255,6 +272,8 @@ def test_bad_input_is_refused_with_a_sentence():
         estimate_affine(data, grid, data[1:], grid)
     with pytest.raises(InputDataError, match='expected contrast'):
         estimate_affine(data, grid, np.full_like(data, 7), grid, mask, mask)
+    with pytest.raises(UsageError, match='expected one of both images'):
+        estimate_affine(data, grid, data, grid, mask, by_depth=True)
     with pytest.raises(UsageError, match='dof is 9'):
         estimate_affine(data, grid, data, grid, mask, mask, dof=9)
 
