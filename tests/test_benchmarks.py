@@ -302,8 +302,7 @@ def test_memory_of_all_processes_together_counts(tmp_path):
 
 
 @pytest.mark.slow
-# That with 20 steps is the one without any, and the full one's steps.
-@pytest.mark.parametrize('method', [one for one in brain.METHODS if one != 'nephi-20'])
+@pytest.mark.parametrize('method', brain.METHODS)
 def test_a_method_is_run_measured_and_scored(dataset, method):
     if method == 'greedy':
         pytest.importorskip('picsl_greedy')

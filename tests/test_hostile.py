@@ -30,7 +30,7 @@ from nephi_pipe.overlap import hd95_mm
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 GROUPS = {'light': hostile.LIGHT, 'heavy': hostile.HEAVY}
-QUICK, LONG = 15, 1000
+QUICK, LONG = 15, 1500
 """Examples of each kind of file."""
 
 LONGEST_S = 1200
