@@ -106,21 +106,21 @@ def real_scan(data: Path, session: str) -> Scan:
     )
 
 
-def simulated_pair(folder: Path, data: Path, number: int) -> Pair:
-    """A simulated pair, made where it is not there yet."""
+def simulated_pair(folder: Path, data: Path | None, number: int) -> Pair:
+    """A simulated pair, made where it is not there yet; ``data`` is None where it need not be."""
     scans = [
         Scan(*(folder / f'{side}_{end}' for end in ('ct.nii.gz', 'lungs.nii.gz', 'landmarks.tsv')))
         for side in ('fixed', 'moving')
     ]
-    if not scans[0].landmarks.exists():
+    if data is not None and not scans[0].landmarks.exists():
         parts = data / 'lungparts'
         if not parts.is_dir():
             sys.exit(f'There is no folder "{parts}"; expected lungct and lungparts in --data.')
         print(f'simulated pair {number} ...', flush=True)
         command = [sys.executable, '-m', 'benchmarks.lung_pairs', parts, folder]
-        subprocess.run(
-            [*map(str, command), str(number)], check=True, env={**os.environ, **PACKAGE}
-        )
+        made = subprocess.run([*map(str, command), str(number)], env={**os.environ, **PACKAGE})
+        if made.returncode:
+            sys.exit(f'Simulated pair {number} could not be made.')
     return Pair(f'sim-{number}', f'breath-{number}', *scans)
 
 
@@ -134,7 +134,8 @@ def _pairs(given: argparse.Namespace) -> list[Pair]:
         pairs.append(Pair(fixed, moving, *scans))
     for number in given.simulated:
         folder = given.out / 'pairs' / f'sim-{number}'
-        pairs.append(simulated_pair(folder, given.data, number))
+        data = None if given.finished else given.data
+        pairs.append(simulated_pair(folder, data, number))
     return pairs
 
 

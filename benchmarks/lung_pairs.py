@@ -10,12 +10,14 @@ landmarks say (41 and 36 mm in its lungs). FOLDER gets images, masks and landmar
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from nephi_pipe.errors import NePhiError
 from nephi_pipe.images import Image, load_image, load_mask, save_image
 from nephi_pipe.landmarks import PointTable, write_points
 from nephi_pipe.lung_mask import lung_mask
@@ -58,15 +60,19 @@ class Recipe:
 
 
 def main() -> None:
-    """Read the arguments, make one pair."""
+    """Read the arguments, make one pair; what is missing is told in one sentence."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('data', type=Path)
     parser.add_argument('folder', type=Path)
     parser.add_argument('number', type=int)
     given = parser.parse_args()
-    image = load_image(given.data / 'popi' / 'popi_phase00_256.nii.gz')
     recipe = Recipe.of(given.number)
-    write_pair(given.folder, image, motion_of(given.data / 'dirlab_copd', recipe), recipe)
+    try:
+        image = load_image(given.data / 'popi' / 'popi_phase00_256.nii.gz')
+        motion = motion_of(given.data / 'dirlab_copd', recipe)
+    except NePhiError as error:
+        sys.exit(f'{error}\nExpected lungct and lungparts, whole, in --data.')
+    write_pair(given.folder, image, motion, recipe)
 
 
 def motion_of(folder: Path, recipe: Recipe) -> LandmarkMotion:

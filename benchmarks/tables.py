@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
@@ -104,7 +105,9 @@ def _pair(record: dict) -> tuple[str, str]:
 
 
 def circumstances(records: list[dict]) -> str:
-    """Machine, versions and load of the records."""
+    """Machine, versions and load of the records; without any the program ends."""
+    if not records:
+        sys.exit('Nothing is measured yet, so that there is no table to make.')
     versions = {}
     for record in records:
         versions |= record['phases']['versions']

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..arguments import STEPS_DEFAULT, WEIGHTS_DEFAULT
 from ..errors import NePhiError, UsageError
 from ..reading import read_text
 from .descriptor import PrintDescriptor
@@ -149,14 +150,11 @@ def _add_selection(group: Any) -> None:
 def _add_method(group: Any) -> None:
     group.add_argument(
         '--weights', metavar='{default|none|FILE}',
-        help='where the field starts from (default: for brains with --steps up to 100 the weights '
-        'that ship, otherwise a fresh field)',
+        help=f'where the field starts from ({WEIGHTS_DEFAULT})',
     )  # fmt: skip
     group.add_argument(
         '--steps', type=int, metavar='N',
-        help='optimisation steps of each pair (default: 170, lungs 120, fewer for voxels that do '
-        'not show the finest level: 144 at 2 mm; brains from a checkpoint '
-        'that is named 60; 0: only what the weights predict)',
+        help=f'optimisation steps of each pair ({STEPS_DEFAULT})',
     )  # fmt: skip
     group.add_argument(
         '--no-affine', dest='affine', action='store_false', help='no affine initialisation'

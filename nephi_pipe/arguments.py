@@ -7,6 +7,15 @@ from typing import Any
 
 MODALITIES = ('brain', 'lung', 'other')
 
+WEIGHTS_DEFAULT = (
+    'default: for brains with --steps up to 100 the weights that ship, otherwise a fresh field'
+)
+STEPS_DEFAULT = (
+    'default: 170, lungs 120, fewer for voxels that do not show the finest level: 144 at 2 mm; '
+    'brains from a checkpoint that is named 60; 0: only what the weights predict'
+)
+"""Where fields start from, and how long they are optimised, for the helps of both programs."""
+
 DIRECTION = """\
 A transform resamples the moving image onto the grid of the fixed image; so it maps points of the
 fixed image to points of the moving image (RAS+ mm).

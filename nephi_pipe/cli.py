@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .arguments import DIRECTION, MODALITIES, add_command, add_resources, count, positive
+from .arguments import (
+    DIRECTION,
+    MODALITIES,
+    STEPS_DEFAULT,
+    WEIGHTS_DEFAULT,
+    add_command,
+    add_resources,
+    count,
+    positive,
+)
 from .cli_training import add_train
 from .errors import NePhiError, StorageError, TryAgainError, UsageError
 
@@ -167,15 +176,12 @@ def _add_register(commands: Any) -> None:
     method.add_argument('--modality', choices=MODALITIES, default='brain')
     method.add_argument(
         '--weights', action='append', metavar='{default,none,FILE}',
-        help='where the fields start from (default: for brains with --steps up to 100 the weights '
-        'that ship, otherwise a fresh field); may be repeated, a file for each stage, coarse to '
-        'fine, or none as the last',
+        help=f'where the fields start from ({WEIGHTS_DEFAULT}); may be repeated, a file for each '
+        'stage, coarse to fine, or none as the last',
     )  # fmt: skip
     method.add_argument(
         '--steps', type=count, metavar='N',
-        help='optimisation steps (default: 170, lungs 120, fewer for voxels that do not show the '
-        'finest level: 144 at 2 mm; brains from a checkpoint '
-        'that is named 60; 0: only what the weights predict)',
+        help=f'optimisation steps ({STEPS_DEFAULT})',
     )  # fmt: skip
     method.add_argument(
         '--no-affine', dest='affine', action='store_false',

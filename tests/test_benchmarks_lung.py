@@ -296,6 +296,23 @@ def test_missing_data_and_peers_are_told(made, monkeypatch):
         main([*arguments(made, 'greedy'), '--simulated', '7'])
 
 
+def test_a_missing_file_of_the_simulated_pairs_is_told(made, tmp_path, capfd):
+    (tmp_path / 'lungparts').mkdir()
+    elsewhere = ['--data', str(tmp_path), '--simulated', '7']
+    with pytest.raises(SystemExit, match='pair 7 could not be made'):
+        main([*arguments(made, 'greedy'), *elsewhere])
+    said = capfd.readouterr().err
+    assert 'popi_phase00_256.nii.gz' in said
+    assert 'Expected lungct and lungparts' in said
+    assert 'Traceback' not in said
+
+
+def test_finished_measures_and_makes_nothing(made, tmp_path):
+    with pytest.raises(SystemExit, match='Nothing is measured yet'):
+        main([*arguments(made, 'greedy'), '--out', str(tmp_path), '--finished'])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_peers_module_needs_no_package_for_its_help():
     run = subprocess.run(
         [sys.executable, '-S', '-m', 'benchmarks.lung_peers', '--help'],

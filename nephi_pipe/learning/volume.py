@@ -113,7 +113,7 @@ def mind_features(
     sigma_voxels
         Standard deviation of a patch along each axis of the image.
     """
-    axes = 2 * np.eye(3) if axes is None else axes
+    axes = _NEIGHBOUR * np.eye(3) if axes is None else axes
     steps = np.concatenate([axes.T, -axes.T])
     pairs = [(a, b) for a in range(6) for b in range(a) if a - b != 3]
     shifted = [_shifted(image, step) for step in steps.tolist()]
