@@ -12,7 +12,7 @@ from nephi_pipe.ct import mend_ct
 from nephi_pipe.errors import InputDataError
 from nephi_pipe.images import Image, load_image, save_image
 from nephi_pipe.presets import preset
-from nephi_pipe.presets.preparation import prepare
+from nephi_pipe.presets.preparation import feature_channels, prepare
 from nephi_pipe.registration import register
 
 
@@ -159,6 +159,21 @@ def test_lungs_are_compared_beyond_their_mask_and_brains_are_not(chest):
     brain, _ = small_brain()
     prepared = prepare(brain, None, None, preset('brain'))
     assert prepared.outline is prepared.mask
+
+
+def test_the_widest_level_of_lungs_compares_how_deep_points_lie(chest):
+    lung = preset('lung')
+    side = prepare(chest.image, chest.lungs > 0, None, lung).cropped()
+    settings = lung.optimisation
+    found = [feature_channels(side, level, settings, 'cpu') for level in settings.levels]
+    assert [len(channels) for channels in found] == [4, 3, 3, 3]
+    depth = found[0][2].numpy()
+    assert not depth[~side.outline].any()
+    within = ndimage.binary_erosion(side.outline)
+    border = side.outline & ~within
+    assert depth[border].max() <= 5.0 / 40 + 1e-6  # one voxel of 5 mm
+    assert depth[within].min() > 5.0 / 40
+    assert 0.5 < depth.max() <= 1
 
 
 @pytest.mark.slow

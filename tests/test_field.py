@@ -183,12 +183,14 @@ def test_gradient_inverse_consistency_is_the_double_backward_one(ndim, reading, 
         return there + field.displacement(there, not inverse) - at
 
     plain = gradient_of(lambda at: residual(at, inverse), points, True).square().mean()
-    loss, determinants, found = gradient_inverse_consistency(field, points.detach(), inverse)
+    consistency = gradient_inverse_consistency(field, points.detach(), inverse)
+    loss, determinants, found, apart = consistency
     assert plain.item() > 1e-3
     assert abs(loss.item() / plain.item() - 1) < 1e-9
     gradient = gradient_of(lambda at: field.displacement(at, inverse), points)
     torch.testing.assert_close(found, gradient)
     torch.testing.assert_close(determinants, torch.linalg.det(torch.eye(ndim) + gradient))
+    torch.testing.assert_close(apart, residual(points, inverse))
     # The bias of the second map's output moves nothing that is measured.
     expected, found = (
         torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)

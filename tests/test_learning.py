@@ -41,14 +41,40 @@ def test_gradient_inverse_consistency_of_linear_maps():
     exact = linear_maps(matrix, torch.linalg.inv(matrix))
     volume = torch.linalg.det(matrix).item()
     for inverse, expected in ((False, volume), (True, 1 / volume)):
-        loss, determinants, gradient = gradient_inverse_consistency(exact, points, inverse)
+        loss, determinants, gradient, apart = gradient_inverse_consistency(exact, points, inverse)
         assert loss.item() == pytest.approx(0, abs=1e-12)
         torch.testing.assert_close(determinants, torch.full((10,), expected), atol=1e-5, rtol=0)
         wanted = (torch.linalg.inv(matrix) if inverse else matrix) - torch.eye(3)
         torch.testing.assert_close(gradient[3], wanted)
+        torch.testing.assert_close(apart, torch.zeros(10, 3), atol=1e-6, rtol=0)
     one_way = linear_maps(matrix, torch.eye(3))
     loss, *_ = gradient_inverse_consistency(one_way, points)
     assert loss.item() == pytest.approx(((matrix - torch.eye(3)) ** 2).mean().item(), rel=1e-4)
+
+
+def test_how_far_both_maps_together_are_off_counts_in_a_unit():
+    matrix = torch.tensor([[1.1, 0.2, 0.0], [-0.1, 0.9, 0.3], [0.0, 0.1, 1.2]])
+    points = noise(10, 3)
+    one_way = linear_maps(matrix, torch.eye(3))
+    settings = OptimisationSettings(consistency_weight=2.0)
+    without, _, _ = point_regularity(one_way, points, False, settings)
+    total, consistency, _ = point_regularity(one_way, points, False, settings, 0.1)
+    apart = points @ (matrix - torch.eye(3)).T
+    expected = 2 * (apart.norm(dim=1) / 0.1).square().mean()
+    torch.testing.assert_close(total - without, expected)
+    torch.testing.assert_close(consistency, (matrix - torch.eye(3)).square().mean())
+
+
+def test_maps_that_are_told_how_far_they_are_off_invert_each_other_better():
+    points = noise(500, 3)
+    off = []
+    for weight in (0.0, 1.0):
+        field = tiny_field()
+        settings = replace(SETTINGS, steps=40, network_rate=3e-3, consistency_weight=weight)
+        optimise(field, small_pair, settings, FRAME.scale_mm)
+        there = points + field.displacement(points, False)
+        off.append((there + field.displacement(there, True) - points).norm(dim=1).mean().item())
+    assert off[1] < 0.7 * off[0]
 
 
 def test_the_barrier_begins_at_its_margin_and_pushes_up():

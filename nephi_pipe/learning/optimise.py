@@ -33,7 +33,8 @@ from .similarity import (
 from .volume import Volume
 
 BENDING_LENGTH_MM = 10.0
-"""Bending energy is counted as the change of du/dx over this length."""
+"""Bending energy is counted as the change of du/dx over this length, and what both maps together
+are off as a multiple of it."""
 
 _WATCHED = 64
 """Points with the lowest determinants of a direction that are looked at again at the next step."""
@@ -228,7 +229,8 @@ class _Step:
         self.step = level.node_mm / scale_mm
         self.ratio, self.coverage = level.ratio, level.coverage
         self._regularity_points = round(level.regularity * settings.regularity_points)
-        self.bending_scale = BENDING_LENGTH_MM / scale_mm / self.step**2
+        self._length = BENDING_LENGTH_MM / scale_mm
+        self.bending_scale = self._length / self.step**2
         self._occupied = Occupancy.of(
             (pair.fixed, pair.moving), field.extent.cpu(), self.step, self.ratio
         )
@@ -252,7 +254,7 @@ class _Step:
             local = read_code.detach().requires_grad_()
             dissimilarity, roughness = self._direction(sampled, local, inverse)
             regularity, consistency, determinants = point_regularity(
-                field, points[inverse], inverse, settings
+                field, points[inverse], inverse, settings, self._length
             )
             watched.keep(inverse, points[inverse], determinants.detach())
             loss = dissimilarity + settings.bending_weight * roughness + regularity

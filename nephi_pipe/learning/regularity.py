@@ -1,4 +1,4 @@
-"""Gradient inverse consistency with exact Jacobians, and the barrier against folds."""
+"""Inverse consistency, its gradient by exact Jacobians, and the barrier against folds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ between them."""
 
 def gradient_inverse_consistency(
     field: NePhiField, points: Tensor, inverse: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean squared entry of ``d(phi_BA(phi_AB(x)) - x)/dx`` (GradICON), or of the other order.
 
     The Jacobian of the composition is the product of the two exact Jacobians (NePhi, eq. 6;
@@ -32,32 +32,52 @@ def gradient_inverse_consistency(
 
     Returns
     -------
-    The mean; the determinants of the first map at the points, (N,); and the gradients of its
-    displacement there, (N, d, d).
+    The mean; the determinants of the first map at the points, (N,); the gradients of its
+    displacement there, (N, d, d); and how far both maps lead each point from itself, (N, d).
     """
     identity = torch.eye(points.shape[1], dtype=points.dtype, device=points.device)
     there, there_gradient = field.displacement_and_gradient(points, inverse)
-    _, back_gradient = field.displacement_and_gradient(points + there, not inverse)
+    back, back_gradient = field.displacement_and_gradient(points + there, not inverse)
     jacobian = identity + there_gradient
     product = (identity + back_gradient) @ jacobian
-    return (product - identity).square().mean(), torch.linalg.det(jacobian), there_gradient
+    loss = (product - identity).square().mean()
+    return loss, torch.linalg.det(jacobian), there_gradient, there + back
 
 
 def point_regularity(
-    field: NePhiField, points: Tensor, inverse: bool, settings: OptimisationSettings
+    field: NePhiField,
+    points: Tensor,
+    inverse: bool,
+    settings: OptimisationSettings,
+    unit: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Everything that ``settings`` ask of the exact Jacobians of one direction at points (N, d).
+    """Everything that ``settings`` ask of one direction at points (N, d).
+
+    Parameters
+    ----------
+    field, points, inverse
+        As for :func:`gradient_inverse_consistency`.
+    settings
+        The weights.
+    unit
+        In which the distance between a point and where both maps lead it is counted, in normalised
+        coordinates; None: it does not count.
 
     Returns
     -------
     The weighted sum; gradient inverse consistency, unweighted; the determinants (N,).
     """
-    consistency, determinants, gradient = gradient_inverse_consistency(field, points, inverse)
+    consistency, determinants, gradient, apart = gradient_inverse_consistency(
+        field, points, inverse
+    )
     total = (
         settings.regularity_weight * consistency
         + settings.diffusion_weight * gradient.square().mean()
         + settings.barrier_weight * fold_barrier(determinants)
     )
+    if unit is not None and settings.consistency_weight:
+        distance = (apart / unit).square().sum(dim=1).mean()
+        total = total + settings.consistency_weight * distance
     return total, consistency, determinants
 
 

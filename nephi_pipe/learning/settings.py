@@ -28,6 +28,9 @@ class Level:
         Part of the volume that a step looks at: other slabs at each step.
     regularity
         Part of the regulariser's points that a step takes.
+    by_depth
+        Whether the depth in the masks is compared beside intensities, of 'local-ncc': it leads
+        further than they do, where masks end at the same surface.
     """
 
     share: float
@@ -36,6 +39,7 @@ class Level:
     smoothing_mm: float = 0.0
     coverage: float = 1.0
     regularity: float = 1.0
+    by_depth: bool = False
 
     @property
     def sample_mm(self) -> float:
@@ -62,6 +66,9 @@ class OptimisationSettings:
         Factor of the global NCC beside the windowed one: it pulls where no window sees anything.
     regularity_weight
         Factor of gradient inverse consistency (published: 10, without the next two).
+    consistency_weight
+        Factor of the mean squared distance between a point and where both maps lead it, per 10 mm:
+        a direction that went astray is told by the other one.
     diffusion_weight
         Factor of the mean squared entry of the exact du/dx at the same points: fills in smoothly
         where images say nothing.
@@ -90,6 +97,7 @@ class OptimisationSettings:
     window: float = 1.4
     global_weight: float = 0.3
     regularity_weight: float = 1.0
+    consistency_weight: float = 0.0
     diffusion_weight: float = 0.7
     bending_weight: float = 1.0
     barrier_weight: float = 3.0

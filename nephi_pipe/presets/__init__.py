@@ -60,7 +60,7 @@ LUNG = Preset(
     COMPACT,
     OptimisationSettings(
         levels=(
-            Level(0.34, 20.0, 5, 3.0, regularity=0.3),
+            Level(0.34, 20.0, 5, 3.0, regularity=0.3, by_depth=True),
             Level(0.30, 12.0, 4, 1.5, regularity=0.4),
             Level(0.13, 8.0, 3, 1.0, regularity=0.6),
             Level(0.23, 8.0, 4, 0.7, regularity=0.6),
@@ -68,6 +68,7 @@ LUNG = Preset(
         steps=120,
         similarity='local-ncc',
         window=3.0,
+        consistency_weight=0.05,
     ),
     intensity_range=(-1000.0, 0.0),
     lungs=True,

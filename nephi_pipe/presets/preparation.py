@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from ..ct import mend_ct
 from ..errors import InputDataError
@@ -29,6 +30,9 @@ from . import Preset
 
 _MASK_STRIDE = 7
 _BORDER_VOXELS = 4
+
+_DEEP_MM = 40.0
+"""What lies deeper in an organ counts as this deep."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +208,9 @@ def feature_channels(
         mask = torch.from_numpy(side.mask).to(device)
         local = locally_normalised(data, mask, settings.window * level.sample_mm / spacing)
         features.append(local)
+        if level.by_depth:
+            depth = ndimage.distance_transform_edt(side.outline, spacing).clip(max=_DEEP_MM)
+            features.append(torch.from_numpy(depth / _DEEP_MM).float().to(device))
     return torch.stack([*features, weight])
 
 
