@@ -12,7 +12,7 @@ from nephi_pipe.ct import mend_ct
 from nephi_pipe.errors import InputDataError
 from nephi_pipe.images import Image, load_image, save_image
 from nephi_pipe.presets import preset
-from nephi_pipe.presets.preparation import feature_channels, prepare
+from nephi_pipe.presets.preparation import depth_in, feature_channels, prepare
 from nephi_pipe.registration import register
 
 
@@ -174,6 +174,15 @@ def test_the_widest_level_of_lungs_compares_how_deep_points_lie(chest):
     assert depth[border].max() <= 5.0 / 40 + 1e-6  # one voxel of 5 mm
     assert depth[within].min() > 5.0 / 40
     assert 0.5 < depth.max() <= 1
+
+
+def test_depths_in_small_voxels_are_measured_on_larger_ones():
+    ball = np.linalg.norm(np.indices((91, 93, 95)) - 46, axis=0) < 40
+    plain = ndimage.distance_transform_edt(ball, [0.7, 0.7, 0.9])
+    found = depth_in(ball, np.array([0.7, 0.7, 0.9]))
+    assert found.shape == ball.shape and not found[~ball].any()
+    np.testing.assert_allclose(40 * found, plain, atol=4.0)
+    assert abs(40 * found - plain)[ball].mean() < 1.0
 
 
 @pytest.mark.slow
