@@ -34,6 +34,13 @@ REPAIR_ROUNDS = 5
 """How often optimisation goes on where folds were found."""
 
 REPAIR_STEPS = 20
+REPAIR_NETWORK_RATE, REPAIR_CODE_RATE = 2e-4, 2e-3
+
+SOFTENINGS = 10
+"""How often the code is smoothed where a map folds, before its networks are asked to mend it."""
+
+MOST_SOFTENED = 2000
+"""Points that fold, more than which are not a few places in an otherwise good map."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,27 +147,43 @@ class Stage:
         self.repair(settings, threads, progress)
 
     def repair(self, settings: OptimisationSettings, threads: int, progress: Watcher) -> None:
-        """Look for folds and optimise where there are any, at most five rounds."""
+        """Look for folds and mend them: where they are, else by at most five rounds of steps."""
         import torch
 
         repair = replace(
             settings,
             levels=settings.levels[-2:][:1],
             steps=REPAIR_STEPS,
-            network_rate=0.2 * settings.network_rate,
-            code_rate=0.2 * settings.code_rate,
+            network_rate=REPAIR_NETWORK_RATE,
+            code_rate=REPAIR_CODE_RATE,
             barrier_weight=30 * settings.barrier_weight,
         )
         for number in range(1, REPAIR_ROUNDS + 1):
-            # Maps are looked at on the processor.
-            self.found.field.to('cpu')
-            points = self.found.folded_points(self.seed)
+            points = self._softened()
             if not len(points):
                 return
             self.found.field.to(self.device)
             logger.info('Round %d: the map folds at %d points; going on.', number, len(points))
             watch = torch.from_numpy(points).float().to(self.device)
             self._run(repair, settings, number, watch, threads, progress)
+        self._softened()
+
+    def _softened(self) -> np.ndarray:
+        """Smooth the code where the map folds, until it does not; where it does all the same.
+
+        Normalised points (N, 3). Maps are looked at, and left, on the processor.
+        """
+        import torch
+
+        field = self.found.field.to('cpu')
+        for _ in range(SOFTENINGS):
+            points = self.found.folded_points(self.seed)
+            if not 0 < len(points) <= MOST_SOFTENED:
+                return points
+            logger.info('The map folds at %d points; smoothing its code there.', len(points))
+            field.code.soften(torch.from_numpy(points).float())
+            self.found.forget_lattices()
+        return self.found.folded_points(self.seed)
 
     def _run(
         self,

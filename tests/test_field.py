@@ -20,6 +20,7 @@ from nephi_pipe.field.interpolate import (
     separable,
     spline_weights,
 )
+from nephi_pipe.field.latent import SOFTENED_NODES, LatentCode
 from nephi_pipe.field.lattice import FrameLattice, build_lattice
 from nephi_pipe.field.siren import ModulatedSiren
 from nephi_pipe.learning.regularity import gradient_inverse_consistency
@@ -168,6 +169,25 @@ def test_the_prior_is_the_paper_s() -> None:
     expected = np.linalg.norm(code.global_code.detach().numpy())
     expected += np.sqrt((local**2).sum(axis=-1)).mean()
     assert code.prior().item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize('ndim', [2, 3])
+def test_a_code_is_softened_around_a_point_alone(ndim) -> None:
+    size = 2 * SOFTENED_NODES + 3
+    code = LatentCode(torch.zeros(3), torch.ones(*[size] * ndim, 2))
+    code.soften(torch.zeros(1, ndim))
+    torch.testing.assert_close(code.local_code.detach(), torch.ones(*[size] * ndim, 2))
+    middle = (size // 2,) * ndim
+    with torch.no_grad():
+        code.local_code[middle] = 9.0
+        code.local_code[(0,) * ndim] = 5.0
+    code.soften(torch.zeros(1, ndim))
+    # Half of a node and a quarter of either neighbour along each axis, all of it in the middle.
+    assert code.local_code[middle][0].item() == pytest.approx(1 + 8 / 2**ndim)
+    assert code.local_code[(0,) * ndim][0].item() == 5.0
+    beside = (size // 2 + 1, *middle[1:])
+    share = 1 - 1 / SOFTENED_NODES
+    assert code.local_code[beside][0].item() == pytest.approx(1 + share * 4 / 2**ndim)
 
 
 @pytest.mark.parametrize('ndim', [2, 3])

@@ -4,8 +4,6 @@ Tiny settings, and a brain shrunk to 3/5 of its size: dense maps cost by the cub
 the presets reach on real brains is measured in benchmarks/.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from data import make_grid
 from prealigned import POSE
 from registration_runs import SETTINGS, quickly
 
-from nephi_pipe import load_registration, registration, stages
+from nephi_pipe import load_registration
 from nephi_pipe.errors import InputDataError, NoInputError, StorageError, UsageError
 from nephi_pipe.geometry import apply_affine
 from nephi_pipe.images import Image, foreground, save_image
@@ -271,55 +269,6 @@ def test_the_affine_is_estimated(pair, posed):
     apart = apply_affine(aligned.affine, points) - apply_affine(POSE, points)
     # The warp between the two has an affine part of its own, of a millimetre or two.
     assert np.linalg.norm(apart, axis=1).mean() < 3
-
-
-# --- folds --------------------------------------------------------------------------------------
-
-
-def crumpled(pair) -> registration.Registration:
-    """A registration of which the forward map folds in many places."""
-    result = quickly(pair.fixed, pair.moving, steps=1)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        weight = result.field.networks[0].output.weight
-        weight += 0.015 * torch.randn(weight.shape, generator=generator)
-    return result
-
-
-def test_folds_are_seen_by_every_definition(pair):
-    result = crumpled(pair)
-    saved, _ = result.stored_transform(2.0)
-    folds = result.metrics(pair.fixed, pair.moving, saved=saved)['folds']
-    assert folds['exact']['count'] > 0 > folds['exact']['min']
-    assert folds['lattice']['count'] > 0 > folds['lattice']['min']
-    assert folds['finite_difference']['central_count'] > 0
-    assert folds['finite_difference']['digital_count'] > 0
-    points = result.folded_points()
-    assert points.shape[1] == 3 and (np.abs(points) <= 1.2).all()
-    world = points * result.frame.scale_mm + np.array(result.frame.center_mm)
-    forward = result.exact_jacobian_determinant(world)
-    back = result.inverse.exact_jacobian_determinant(apply_affine(result.affine, world))
-    assert (np.minimum(forward, back) <= 0.02).all()
-
-
-def test_folds_are_repaired_and_what_remains_is_reported(pair, monkeypatch):
-    from nephi_pipe.presets.preparation import prepare
-
-    result = crumpled(pair)
-    before = len(result.folded_points())
-    monkeypatch.setattr(stages, 'REPAIR_STEPS', 6)
-    chosen = registration.preset('brain')
-    prepared = [prepare(image, None, None, chosen) for image in (pair.fixed, pair.moving)]
-    result.history = []
-    stage = stages.Stage(result, prepared)
-    stage.optimise(replace(chosen.optimisation, steps=1), 1, None)
-    rounds = (len(result.history) - 1) / 6
-    assert 1 <= rounds <= stages.REPAIR_ROUNDS and rounds == int(rounds)
-    after = len(result.folded_points())
-    assert after < 0.1 * before
-    saved, _ = result.stored_transform(3.0)
-    reported = result.metrics(pair.fixed, pair.moving, saved=saved)['folds']['exact']['count']
-    assert reported <= after
 
 
 # --- what is refused ----------------------------------------------------------------------------

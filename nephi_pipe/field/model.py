@@ -16,13 +16,13 @@ from ..geometry import Frame, Grid, apply_affine
 from .config import FieldConfig
 from .deformation import NePhiField
 from .encoder import Encoder, EncoderConfig
-from .latent import LatentCode
+from .latent import LatentCode, smoothed
 from .siren import ModulatedSiren, draw_frequencies
 
 MOST_MM = 3000.0
 """The largest scale of a model; others come from a damaged file."""
 
-_SMOOTHING = 0.2
+PREDICTED_SMOOTHING = 0.2
 """Share of either neighbour in a node of a predicted code that moves points directly: with .1, .14
 and .2 forward passes on six pairs of brains fold at .0016, .0007 and none of 900,000 points, and
 their mean Dice is .7995, .7981 and .7965."""
@@ -174,7 +174,7 @@ class NePhiModel(nn.Module):
         """
         global_codes, local_codes = self.encoder(images)
         if self.config.field.code_skip:
-            local_codes = smoothed(local_codes)
+            local_codes = smoothed(local_codes, PREDICTED_SMOOTHING)
         return self.fields(global_codes, local_codes, extents)
 
     def fields(
@@ -198,16 +198,6 @@ class NePhiModel(nn.Module):
         field.frequencies.copy_(self.frequencies)
         field.code.global_code.copy_(found.code.global_code)
         field.code.local_code.copy_(found.code.local_code)
-
-
-def smoothed(code: Tensor) -> Tensor:
-    """Predicted local codes (B, S, ..., S, C) with a share of the neighbours along each axis."""
-    for axis, count in enumerate(code.shape[1:-1], start=1):
-        nodes = torch.arange(count, device=code.device)
-        sides = ((nodes - 1).clamp_min(0), (nodes + 1).clamp_max(count - 1))
-        beside = sum(code.index_select(axis, side) for side in sides)
-        code = (1 - 2 * _SMOOTHING) * code + _SMOOTHING * beside
-    return code
 
 
 class _PredictedCode(LatentCode):

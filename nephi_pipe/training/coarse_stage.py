@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..field.deformation import NePhiField
-from ..field.model import NePhiModel, smoothed
+from ..field.latent import smoothed
+from ..field.model import PREDICTED_SMOOTHING, NePhiModel
 from .augment import PointWarp
 from .pairs import TrainingPair
 from .settings import Augmentation
@@ -109,7 +110,7 @@ def codes_of(model: NePhiModel, cubes: Tensor) -> tuple[Tensor, Tensor]:
         model.eval()
     global_codes, local_codes = (code.float() for code in model.encoder(cubes))
     if model.config.field.code_skip and not is_trained(model):
-        local_codes = smoothed(local_codes)
+        local_codes = smoothed(local_codes, PREDICTED_SMOOTHING)
     return global_codes, local_codes
 
 
