@@ -47,10 +47,19 @@ class Preset:
         return self.refinement if from_weights and self.refinement else self.optimisation
 
 
+# From weights: few steps, so large ones, which ask for a regulariser with little noise. The
+# networks know where structures lie and move little; the code goes where the images say.
 BRAIN = Preset(
     COMPACT,
     OptimisationSettings(),
-    refinement=OptimisationSettings(levels=(Level(1.0, 3.5, 2),), steps=60, warm_up=3),
+    refinement=OptimisationSettings(
+        levels=(Level(1.0, 3.5, 2),),
+        steps=60,
+        regularity_points=3000,
+        network_rate=5e-4,
+        code_rate=8e-2,
+        warm_up=3,
+    ),
 )
 
 # Lungs move far and smoothly: wide nodes, and windows that hold more than the noise of one place
