@@ -68,7 +68,7 @@ class OptimisationSettings:
         Factor of gradient inverse consistency (published: 10, without the next two).
     consistency_weight
         Factor of the mean squared distance between a point and where both maps lead it, per 10 mm:
-        a direction that went astray is told by the other one.
+        a direction that went astray is told by the other one. Training does not count it.
     diffusion_weight
         Factor of the mean squared entry of the exact du/dx at the same points: fills in smoothly
         where images say nothing.
