@@ -35,6 +35,7 @@ REPAIR_ROUNDS = 5
 
 REPAIR_STEPS = 20
 REPAIR_NETWORK_RATE, REPAIR_CODE_RATE = 2e-4, 2e-3
+"""Of these steps, however far those before them went."""
 
 SOFTENINGS = 10
 """How often the code is smoothed where a map folds, before its networks are asked to mend it."""

@@ -15,6 +15,7 @@ SOFTENED_NODES = 3
 """Nodes as far as this from a point where a map folds stay as they are."""
 
 _SOFTENING = 0.25
+"""Share of either neighbour in a node that is softened."""
 
 
 class LatentCode(nn.Module):
@@ -43,7 +44,8 @@ class LatentCode(nn.Module):
         """Bring the local code nearer to its mean over neighbours around points (N, d); in place.
 
         A map folds where neighbouring nodes want too different things. What lies
-        ``SOFTENED_NODES`` or more nodes from all of the points keeps its code.
+        ``SOFTENED_NODES`` or more nodes from all of the points keeps its code. There is at least
+        one point.
         """
         code = self.local_code
         sizes = torch.tensor(code.shape[:-1], device=points.device)
