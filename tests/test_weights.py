@@ -1,5 +1,7 @@
 """The weights that ship: which are taken, what the file is, and what it does to real brains."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +65,15 @@ def test_what_shipped_weights_predict_aligns_real_brains() -> None:
     assert after > before + 0.07
     points = found._dense.checked_points(found.fixed_grid)
     assert (found.exact_jacobian_determinant(points) <= 0).mean() < 0.002
+
+
+def test_reading_weights_loads_no_compiler() -> None:
+    """Which PyTorch loads for some operations without data: 1.5 s, 70 MB, for nothing."""
+    code = (
+        'import sys\n'
+        'from nephi_pipe.training.checkpoint import load_model\n'
+        'from nephi_pipe.weights import shipped_weights\n'
+        'load_model(shipped_weights("brain"))\n'
+        'assert "torch._dynamo" not in sys.modules\n'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)

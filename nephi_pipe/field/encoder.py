@@ -233,5 +233,5 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> None:
         if isinstance(part, (nn.Conv2d, nn.Conv3d, nn.Linear)):
             bound = math.sqrt(6 / ((1 + _SLOPE**2) * part.weight[0].numel()))
             draw = torch.rand(part.weight.shape, generator=generator)
-            part.weight.copy_((draw * 2 - 1) * bound)
+            part.weight.copy_(draw.mul_(2).sub_(1).mul_(bound))
             part.bias.zero_()

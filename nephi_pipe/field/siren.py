@@ -12,8 +12,10 @@ from .config import FieldConfig
 
 def draw_frequencies(config: FieldConfig, generator: torch.Generator) -> Tensor:
     """Fixed Gaussian frequencies times 2 pi, shape (d, frequencies) (Tancik et al. 2020)."""
-    draw = torch.randn(config.ndim, config.frequencies, generator=generator)
-    return 2 * math.pi * config.frequency_scale * draw
+    draw = torch.empty(config.ndim, config.frequencies)
+    if not draw.is_meta:
+        draw.normal_(generator=generator)
+    return draw.mul_(2 * math.pi * config.frequency_scale)
 
 
 def fourier_features(points: Tensor, frequencies: Tensor) -> Tensor:
@@ -138,4 +140,4 @@ class ModulatedSiren(nn.Module):
 
 
 def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
-    return (torch.rand(shape, generator=generator) * 2 - 1) * bound
+    return torch.rand(shape, generator=generator).mul_(2).sub_(1).mul_(bound)
