@@ -47,11 +47,18 @@ class Preset:
         return self.refinement if from_weights and self.refinement else self.optimisation
 
 
-# From weights: few steps, so large ones, which ask for a regulariser with little noise. The
-# networks know where structures lie and move little; the code goes where the images say.
+# Large steps of the code, which ask for a regulariser with little noise, and then go as far with
+# fewer of them. From weights there are few, so they are larger still: the networks know where
+# structures lie and move little; the code goes where the images say.
 BRAIN = Preset(
     COMPACT,
-    OptimisationSettings(),
+    OptimisationSettings(
+        steps=140,
+        diffusion_weight=0.5,
+        bending_weight=0.5,
+        regularity_points=3000,
+        code_rate=3e-2,
+    ),
     refinement=OptimisationSettings(
         levels=(Level(1.0, 3.5, 2),),
         steps=60,
