@@ -71,7 +71,7 @@ BRAIN = Preset(
 
 # Lungs move far and smoothly: wide nodes, and windows that hold more than the noise of one place
 # (chosen on the real pair and on motions of DIR-Lab cases 1 to 3, see benchmarks/RESULTS.md). The
-# first two levels are for breaths of 30 mm; levels this wide need few points of the regulariser.
+# first two levels are for breaths of 30 mm; levels this wide need fewer points of the regulariser.
 LUNG = Preset(
     COMPACT,
     OptimisationSettings(
@@ -85,6 +85,8 @@ LUNG = Preset(
         similarity='local-ncc',
         window=3.0,
         consistency_weight=0.05,
+        regularity_points=2500,
+        code_rate=3e-2,
     ),
     intensity_range=(-1000.0, 0.0),
     lungs=True,
