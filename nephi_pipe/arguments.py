@@ -11,8 +11,9 @@ WEIGHTS_DEFAULT = (
     'default: for brains with --steps up to 100 the weights that ship, otherwise a fresh field'
 )
 STEPS_DEFAULT = (
-    'default: 170, lungs 120, fewer for voxels that do not show the finest level: 144 at 2 mm; '
-    'brains from a checkpoint that is named 60; 0: only what the weights predict'
+    'default: brains 140, lungs 120, others 170, fewer for voxels that do not show the finest '
+    'level: 119 for brains of 2 mm; brains from a checkpoint that is named 60; '
+    '0: only what the weights predict'
 )
 """Where fields start from, and how long they are optimised, for the helps of both programs."""
 

@@ -233,8 +233,8 @@ _CHUNK = 1 << 20
 level, and half the time."""
 
 _STORED_STEP_MM = np.float32(2.0**-9)
-"""Displacements are stored to a micrometre, a small part of what a lattice may err; the zeros behind
-it compress well. With steps of a quarter of it the files of brains are a quarter larger."""
+"""Displacements are stored to a micrometre, a small part of what a lattice may err; the zeros
+behind it compress well. With steps of a quarter of it files of brains are a quarter larger."""
 
 
 def write_composite(
