@@ -233,6 +233,16 @@ AROUND_THE_HARDEST = 2 * 64
 """Those of the step before, and as many around them."""
 
 
+def test_images_that_do_not_show_the_finest_level_are_regularised_more():
+    stiffer = OptimisationSettings(diffusion_weight=0.5, coarse_weights=(0.7, 1.0))
+    alike = replace(stiffer, coarse_weights=None)
+    for settings, weights in ((stiffer, (0.7, 1.0)), (alike, None)):
+        own = settings.diffusion_weight, settings.bending_weight
+        for spacing, expected in ((1.0, own), (2.0, weights or own)):
+            chosen = settings.for_voxels(spacing)
+            assert (chosen.diffusion_weight, chosen.bending_weight) == expected
+
+
 def test_a_level_takes_its_part_of_the_points_of_the_regulariser(counts):
     levels = (replace(SETTINGS.levels[0], regularity=0.4), SETTINGS.levels[1])
     settings = replace(SETTINGS, levels=levels, steps=2, regularity_points=1000)

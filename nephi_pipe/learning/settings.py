@@ -74,6 +74,9 @@ class OptimisationSettings:
         where images say nothing.
     bending_weight
         Factor of the mean squared second derivative on the lattice, per 10 mm.
+    coarse_weights
+        What takes the place of the two before where voxels do not show the finest level, or None:
+        such images say less, so the regulariser says more.
     barrier_weight
         Factor of the barrier against determinants near zero.
     prior_weight
@@ -100,6 +103,7 @@ class OptimisationSettings:
     consistency_weight: float = 0.0
     diffusion_weight: float = 0.7
     bending_weight: float = 1.0
+    coarse_weights: tuple[float, float] | None = None
     barrier_weight: float = 3.0
     prior_weight: float = 0.01
     regularity_points: int = 1000
@@ -120,4 +124,13 @@ class OptimisationSettings:
         kept = [level for level in self.levels if level.sample_mm >= _FINEST * spacing_mm]
         kept = tuple(kept or self.levels[:1])
         part = sum(one.share for one in kept) / sum(one.share for one in self.levels)
-        return replace(self, levels=kept, steps=round(part * self.steps))
+        diffusion, bending = self.diffusion_weight, self.bending_weight
+        if self.coarse_weights and len(kept) < len(self.levels):
+            diffusion, bending = self.coarse_weights
+        return replace(
+            self,
+            levels=kept,
+            steps=round(part * self.steps),
+            diffusion_weight=diffusion,
+            bending_weight=bending,
+        )

@@ -56,6 +56,7 @@ BRAIN = Preset(
         steps=140,
         diffusion_weight=0.5,
         bending_weight=0.5,
+        coarse_weights=(0.7, 1.0),
         regularity_points=3000,
         code_rate=3e-2,
     ),
