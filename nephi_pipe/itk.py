@@ -232,9 +232,8 @@ _CHUNK = 1 << 20
 """Numbers compressed together. Long chunks at a low level: as small as short ones at a higher
 level, and half the time."""
 
-_STORED_STEP_MM = np.float32(2.0**-9)
-"""Displacements are stored to a micrometre, a small part of what a lattice may err; the zeros
-behind it compress well. With steps of a quarter of it files of brains are a quarter larger."""
+_STORED_STEP_MM = np.float32(2.0**-11)
+"""Displacements are stored to half a micrometre; the zeros behind it compress well."""
 
 
 def write_composite(
