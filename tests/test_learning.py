@@ -234,9 +234,9 @@ AROUND_THE_HARDEST = 2 * 64
 
 
 def test_images_that_do_not_show_the_finest_level_are_regularised_more():
-    stiffer = OptimisationSettings(diffusion_weight=0.5, coarse_weights=(0.7, 1.0))
-    alike = replace(stiffer, coarse_weights=None)
-    for settings, weights in ((stiffer, (0.7, 1.0)), (alike, None)):
+    softer = OptimisationSettings(diffusion_weight=0.5, coarse_weights=(0.7, 1.0))
+    alike = replace(softer, coarse_weights=None)
+    for settings, weights in ((softer, (0.7, 1.0)), (alike, None)):
         own = settings.diffusion_weight, settings.bending_weight
         for spacing, expected in ((1.0, own), (2.0, weights or own)):
             chosen = settings.for_voxels(spacing)

@@ -43,6 +43,7 @@ def test_what_a_config_leaves_out_has_its_default(tmp_path) -> None:
     config = read_config(path)
     assert config.training == Schedule(epochs=7) and config.augmentation.flips == 0.5
     assert config.loss == Loss.of(preset('lung').optimisation)
+    assert config.loss.regularity_points == Loss().regularity_points, 'as many as a training takes'
 
 
 def test_what_a_config_says_of_the_lattice_is_what_the_loss_uses() -> None:

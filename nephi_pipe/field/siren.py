@@ -13,7 +13,7 @@ from .config import FieldConfig
 def draw_frequencies(config: FieldConfig, generator: torch.Generator) -> Tensor:
     """Fixed Gaussian frequencies times 2 pi, shape (d, frequencies) (Tancik et al. 2020)."""
     draw = torch.empty(config.ndim, config.frequencies)
-    if not draw.is_meta:
+    if not draw.is_meta:  # without data PyTorch would load its compiler to draw nothing
         draw.normal_(generator=generator)
     return draw.mul_(2 * math.pi * config.frequency_scale)
 

@@ -165,8 +165,11 @@ class Loss:
 
     @classmethod
     def of(cls, settings: OptimisationSettings) -> Loss:
-        """That of instance optimisation, its windows replaced by what single points can show."""
-        known = {one.name for one in fields(cls)} & set(asdict(settings))
+        """That of instance optimisation, its windows replaced by what single points can show.
+
+        A step of training sees many pairs and takes fewer points of each: their number is its own.
+        """
+        known = {one.name for one in fields(cls)} & set(asdict(settings)) - {'regularity_points'}
         found = {name: getattr(settings, name) for name in known}
         if found['similarity'] == 'windowed-ncc':
             found['similarity'] = 'local-ncc'
