@@ -18,7 +18,7 @@ from .brain import Person
 from .side_by_side import common_options, kept, run_at_voxels
 from .tables import COLUMNS, Column, circumstances, replace_section, table
 
-METHODS = ('nephi', 'nephi-0', 'nephi-20', 'voxel', 'idir')
+METHODS = ('nephi-none', 'nephi-0', 'nephi-20', 'voxel', 'idir')
 PAIRS = ('45:41', '42:46', '48:43')
 
 CLAIM_COLUMNS: tuple[Column, ...] = (

@@ -26,11 +26,18 @@ through them: of NePhi's forward pass, the roughest, to .001 mm on average and .
 4,000 random points. A voxel field may bend more between its nodes, and costs less there."""
 
 
-def nephi(fixed: Path, moving: Path, folder: Path, threads: int, steps: int | None = None) -> dict:
-    """NePhi with its defaults, or with some steps from the weights that ship."""
+def nephi(
+    fixed: Path,
+    moving: Path,
+    folder: Path,
+    threads: int,
+    steps: int | None = None,
+    weights: str = 'default',
+) -> dict:
+    """NePhi with its defaults, some steps from the weights that ship, or nothing trained."""
     from nephi_pipe import register
 
-    registration = register(fixed, moving, threads=threads, steps=steps)
+    registration = register(fixed, moving, threads=threads, steps=steps, weights=weights)
     seconds = registration.provenance['seconds']
     phases = save(registration, folder, seconds['affine'], seconds['total'])
     registration.save_field(folder / 'field.safetensors')
@@ -110,6 +117,7 @@ def write(folder: Path, vectors: np.ndarray, grid: Any, affine: np.ndarray) -> N
 
 METHODS = {
     'nephi': nephi,
+    'nephi-none': partial(nephi, weights='none'),
     'nephi-0': partial(nephi, steps=0),
     'nephi-20': partial(nephi, steps=20),
     'voxel': voxel,

@@ -8,7 +8,9 @@ from typing import Any
 MODALITIES = ('brain', 'lung', 'other')
 
 WEIGHTS_DEFAULT = (
-    'default: for brains with --steps up to 100 the weights that ship, otherwise a fresh field'
+    'default: for brains with --steps up to 100 the weights that ship, otherwise a fresh field; '
+    'none: a fresh field, and structures of brains are not compared: nothing that was trained '
+    'takes part'
 )
 STEPS_DEFAULT = (
     'default: brains 140, lungs 120, others 170, fewer for voxels that do not show the finest '

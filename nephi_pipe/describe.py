@@ -18,6 +18,7 @@ _FORMATS = {
     'nephi-field-1': 'the field of one registration',
     'nephi-field-2': 'the field of one registration and its pre-alignment',
     'nephi-weights-1': 'trained weights',
+    'nephi-structures-1': 'a network that finds structures',
     'nephi-training-2': 'a training that can go on',
 }
 _LONG = ('history', 'rows')

@@ -27,12 +27,13 @@ from .presets import Preset, preset
 from .result import Registration, load_registration
 from .stages import StagedPair
 from .threads import torch_threads
-from .weights import SHIPPED, chosen_weights
+from .weights import SHIPPED, chosen_structures, chosen_weights
 
 if TYPE_CHECKING:
     from .field.model import NePhiModel
     from .learning.optimise import Progress
     from .learning.settings import OptimisationSettings
+    from .learning.structure_net import StructureNet
     from .presets.preparation import Prepared
 
 __all__ = ['Registration', 'load_registration', 'register']
@@ -80,10 +81,11 @@ def register(
         'brain', 'lung' or 'other': preparation, similarity and settings.
     weights
         A checkpoint, 'none' (a fresh field), or 'default': the shipped ones for up to 100 steps,
-        where there are any, else a fresh field. Several checkpoints, coarse to fine, predict stage
-        by stage, each on the moving image that the stages before have warped; a checkpoint may
-        also bring its coarse stages along, and 'none' may stand last, for a fresh field. Only the
-        last stage is optimised.
+        where there are any, else a fresh field. Unless 'none', the structures of brains that a
+        shipped network finds are compared beside intensities. Several checkpoints, coarse to
+        fine, predict stage by stage, each on the moving image that the stages before have warped;
+        a checkpoint may also bring its coarse stages along, and 'none' may stand last, for a
+        fresh field. Only the last stage is optimised.
     steps
         Steps of instance optimisation; None for the preset's number, 0 for the forward pass only.
     affine
@@ -125,8 +127,10 @@ def register(
         masks = list(lungs_of_pair(fixed, moving, *masks))
     # Those that ship are no tiny network.
     weights = 'none' if sloppy and weights == 'default' else weights
+    structures = None if sloppy else chosen_structures(weights, modality, steps)
     weights = chosen_weights(weights, modality, steps)
     *coarse, model = _models(weights, modality)
+    network = structures and _structure_net(structures)
     if steps == 0 and model is None:
         raise UsageError(
             'Zero steps without weights would be the affine alone; expected weights or at least '
@@ -151,7 +155,7 @@ def register(
         if matrix is None:
             matrix = affine_between(*prepared, chosen, seed) if affine else np.eye(4)
         seconds = {'affine': time.monotonic() - started} if estimated else {}
-        pair = StagedPair((fixed, moving), prepared, matrix, chosen, seed, device)
+        pair = StagedPair((fixed, moving), prepared, matrix, chosen, seed, device, network)
         settings = _settings(chosen, model, steps, fixed, moving)
         for one in coarse:
             stage = pair.stage(one, base)
@@ -160,13 +164,14 @@ def register(
             base = stage.found
             base.field.to('cpu')
         stage = pair.stage(model, base)
-        if settings.steps:
-            stage.optimise(settings, threads, progress)
+        if settings.steps and not stage.optimise(settings, threads, progress):
+            structures = None
         registration = stage.found
         seconds['total'] = time.monotonic() - started
     registration.field.to('cpu')
+    trained = (_name_of(weights), _name_of(structures))
     registration.provenance = _provenance(
-        modality, _name_of(weights), settings.steps, seed, device, threads, seconds
+        modality, trained, settings.steps, seed, device, threads, seconds
     )
     if pre_aligned and isinstance(initial_transform, str | os.PathLike | Sequence):
         names = [os.fspath(path) for path in listed(initial_transform)]
@@ -260,6 +265,12 @@ def _model(weights: str | os.PathLike, modality: str) -> NePhiModel:
     return model
 
 
+def _structure_net(path: Path) -> StructureNet:
+    from .training.checkpoint import load_structure_net
+
+    return load_structure_net(path)[0]
+
+
 def _check_device(device: str) -> None:
     import torch
 
@@ -296,7 +307,7 @@ def _name_of(weights: FilePaths | None) -> str:
     return f'shipped, {path.name}' if path.parent == SHIPPED else os.fspath(weights)
 
 
-def _provenance(modality, weights, steps, seed, device, threads, seconds) -> dict:
+def _provenance(modality, trained, steps, seed, device, threads, seconds) -> dict:
     import torch
 
     from . import __version__
@@ -304,7 +315,8 @@ def _provenance(modality, weights, steps, seed, device, threads, seconds) -> dic
     return {
         'version': __version__,
         'modality': modality,
-        'weights': weights,
+        'weights': trained[0],
+        'structures': trained[1],
         'steps': steps,
         'seed': seed,
         'device': device,

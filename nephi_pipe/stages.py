@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .field.model import NePhiModel
     from .learning.optimise import Progress
     from .learning.settings import OptimisationSettings
+    from .learning.structure_net import StructureNet
+    from .learning.structures import StructuresOfPair
     from .prealignment import BaseMap
     from .presets.preparation import Prepared
 
@@ -62,6 +64,8 @@ class StagedPair:
         Of all random draws.
     device
         Of the fields.
+    network
+        Finds the structures that are compared too, None for none.
     """
 
     images: tuple[Image, Image]
@@ -70,6 +74,7 @@ class StagedPair:
     chosen: Preset
     seed: int = 0
     device: str = 'cpu'
+    network: StructureNet | None = None
 
     def stage(self, model: NePhiModel | None, base: BaseMap | None) -> Stage:
         """A field before ``base``: what a model predicts, or a fresh one.
@@ -88,7 +93,7 @@ class StagedPair:
         grids = [image.grid for image in self.images]
         masks = [Image(side.outline, side.grid) for side in self.prepared]
         found = Registration(field, frame, self.affine, *grids, *masks, base=base)
-        return Stage(found, compared, self.seed, self.device)
+        return Stage(found, compared, self.seed, self.device, self.network)
 
     def _fresh(
         self, compared: list[Prepared], model: NePhiModel | None
@@ -133,7 +138,7 @@ class Stage:
         The registration that it belongs to; the field is changed in place.
     compared
         The fixed image, and the moving one without what comes after the field.
-    seed, device
+    seed, device, network
         See :class:`StagedPair`.
     """
 
@@ -141,13 +146,33 @@ class Stage:
     compared: list[Prepared]
     seed: int = 0
     device: str = 'cpu'
+    network: StructureNet | None = None
 
-    def optimise(self, settings: OptimisationSettings, threads: int, progress: Watcher) -> None:
-        """Optimise, then look for folds and go on where there are any."""
-        self._run(settings, settings, 0, None, threads, progress)
-        self.repair(settings, threads, progress)
+    def optimise(self, settings: OptimisationSettings, threads: int, progress: Watcher) -> bool:
+        """Optimise, then look for folds and go on where there are any.
 
-    def repair(self, settings: OptimisationSettings, threads: int, progress: Watcher) -> None:
+        Whether structures were compared.
+        """
+        structures = self._structures()
+        self._run(settings, settings, 0, None, threads, progress, structures)
+        self.repair(settings, threads, progress, structures)
+        return structures is not None
+
+    def _structures(self) -> StructuresOfPair | None:
+        from .presets.structures import structures_of_pair
+
+        if self.network is None:
+            return None
+        fixed, moving = self.compared
+        return structures_of_pair(fixed, moving, self.found.affine, self.network, self.device)
+
+    def repair(
+        self,
+        settings: OptimisationSettings,
+        threads: int,
+        progress: Watcher,
+        structures: StructuresOfPair | None = None,
+    ) -> None:
         """Look for folds and mend them: where they are, else by at most five rounds of steps."""
         import torch
 
@@ -166,7 +191,7 @@ class Stage:
             self.found.field.to(self.device)
             logger.info('Round %d: the map folds at %d points; going on.', number, len(points))
             watch = torch.from_numpy(points).float().to(self.device)
-            self._run(repair, settings, number, watch, threads, progress)
+            self._run(repair, settings, number, watch, threads, progress, structures)
         self._softened()
 
     def _softened(self) -> np.ndarray:
@@ -194,6 +219,7 @@ class Stage:
         watch: Tensor | None,
         threads: int,
         progress: Watcher,
+        structures: StructuresOfPair | None,
     ) -> None:
         """One optimisation on volumes that are made as ``features`` says."""
         from .learning.optimise import optimise
@@ -202,7 +228,9 @@ class Stage:
         found, (fixed, moving) = self.found, self.compared
         history = optimise(
             found.field,
-            pair_builder(fixed, moving, found.affine, found.frame, features, self.device),
+            pair_builder(
+                fixed, moving, found.affine, found.frame, features, self.device, structures
+            ),
             chosen,
             found.frame.scale_mm,
             seed=self.seed + number,

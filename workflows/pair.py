@@ -16,7 +16,7 @@ from ..interfaces import (
     WriteTransforms,
 )
 from ..presets.views import view
-from ..weights import chosen_weights
+from ..weights import chosen_structures, chosen_weights
 from .resources import pair_node
 
 INPUTS = (
@@ -85,7 +85,8 @@ def init_register_pair_wf(
     modality
         Preset of settings: 'brain', 'lung' or 'other'.
     weights
-        Where the fields start from: 'default', 'none' or a checkpoint (.safetensors).
+        Where the fields start from: 'default', 'none' or a checkpoint (.safetensors). With 'none'
+        nothing that was trained takes part, the network of structures of brains included.
     steps
         Optimisation steps; None for those of the preset, 0 for what the weights predict.
     affine
@@ -151,7 +152,7 @@ def init_register_pair_wf(
         The affine part, ITK .txt.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = _describe(modality, weights, steps, affine)
+    workflow.__desc__ = _describe(modality, weights, steps, affine, sloppy)
     inputnode = Node(IdentityInterface(fields=list(INPUTS)), name='inputnode')
     outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name='outputnode')
     gpu = device.startswith('cuda')
@@ -262,7 +263,7 @@ def _add_report(
     return draw
 
 
-def _describe(modality: str, weights: str, steps: int | None, affine: bool) -> str:
+def _describe(modality: str, weights: str, steps: int | None, affine: bool, sloppy: bool) -> str:
     """Sentences for a methods section."""
     start = (
         'An affine transform was estimated first, from several starting poses and coarse to fine. '
@@ -280,10 +281,16 @@ def _describe(modality: str, weights: str, steps: int | None, affine: bool) -> s
         )
         + (f' ({steps} steps)' if steps else '')
     )
+    structures = (
+        ', where a trained network found the same structures in both images their overlap,'
+        if not sloppy and chosen_structures(weights, modality, steps)
+        else ''
+    )
     return (
         f'Images were registered with *nephi_pipe* {__version__} (preset "{modality}"), which '
         'represents the deformation and its inverse by a pair of neural fields (NePhi; Tian et '
         f'al., ECCV 2024, arXiv:2309.07322). {start}The fields were then {found}, with a '
-        'similarity of sampled points and gradient inverse consistency of exact Jacobians. Folds '
+        f'similarity of sampled points{structures} and gradient inverse consistency of exact '
+        'Jacobians. Folds '
         'were counted from exact Jacobian determinants and from finite differences.\n'
     )

@@ -89,7 +89,9 @@ class RegistrationInputSpec(BaseInterfaceInputSpec):
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc='threads of the computation')
     modality = traits.Enum(*MODALITIES, usedefault=True, desc='preset of settings')
     weights = traits.Str(
-        'default', usedefault=True, desc='"default", "none" or a checkpoint (.safetensors)'
+        'default',
+        usedefault=True,
+        desc='"default", "none" (nothing that was trained) or a checkpoint (.safetensors)',
     )
     steps = traits.Range(low=0, desc='optimisation steps; those of the preset if not given')
     device = traits.Str('cpu', usedefault=True, nohash=True, desc='"cpu", "cuda" or "cuda:N"')

@@ -120,7 +120,9 @@ class NePhiInferInputSpec(PairInputSpec, TransformInputSpec):
         exists=True, desc='the way back of a displacement field; inverted here without one'
     )
     weights = traits.Str(
-        'default', usedefault=True, desc='"default", "none" or a checkpoint (.safetensors)'
+        'default',
+        usedefault=True,
+        desc='"default", "none" (nothing that was trained) or a checkpoint (.safetensors)',
     )
     device = traits.Str('cpu', usedefault=True, nohash=True, desc='"cpu", "cuda" or "cuda:N"')
     use_gpu = traits.Bool(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import torch
@@ -28,9 +27,11 @@ from .similarity import (
     gaussian_windows,
     global_ncc_loss,
     mean_difference_loss,
+    overlap_loss,
     windowed_ncc_loss,
 )
 from .volume import Volume
+from .workers import Workers
 
 BENDING_LENGTH_MM = 10.0
 """Bending energy is counted as the change of du/dx over this length, and what both maps together
@@ -74,13 +75,16 @@ class Pair:
 
     All volumes are read at normalised points of the fixed frame. The last channel of ``fixed`` and
     ``moving`` is the weight (mask without exclusions), the others are features; ``fixed_kept`` and
-    ``moving_kept`` are 0 where the image is excluded, or None where nothing is.
+    ``moving_kept`` are 0 where the image is excluded, or None where nothing is. Shares of
+    structures, the same ones in both, are None where none are compared.
     """
 
     fixed: Volume
     moving: Volume
     fixed_kept: Volume | None = None
     moving_kept: Volume | None = None
+    fixed_structures: Volume | None = None
+    moving_structures: Volume | None = None
 
 
 def optimise(
@@ -131,11 +135,13 @@ def optimise(
     rates = [group['lr'] for group in optimiser.param_groups]
     history: list[Progress] = []
     watched, clip = _Watched(watch), GradientClip(field.parameters())
-    whole = 1 + settings.global_weight * (settings.similarity == 'windowed-ncc')
     begin = time.monotonic()
-    with _Workers(threads, field.frequencies.device) as workers:
+    with Workers(threads, field.frequencies.device) as workers:
         for number, level, planned in plan(settings):
-            step_of_level = _Step(field, pair_at(level), level, settings, scale_mm, workers)
+            pair = pair_at(level)
+            whole = 1 + settings.global_weight * (settings.similarity == 'windowed-ncc')
+            whole += settings.structure_weight * (pair.fixed_structures is not None)
+            step_of_level = _Step(field, pair, level, settings, scale_mm, workers)
             reached: list[float] = []
             for step in planned:
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -158,35 +164,6 @@ def optimise(
                 if level.coverage == 1 and settled(reached):
                     break
     return history
-
-
-class _Workers:
-    """Runs the tasks of the two directions, side by side where there are threads for it.
-
-    What both directions share is done before and after, with all threads.
-    """
-
-    def __init__(self, threads: int, device: torch.device) -> None:
-        self.parallel = threads > 1 and device.type == 'cpu'
-        self._threads, self._each = threads, max(threads // 2, 1)
-
-    def __enter__(self) -> _Workers:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
-        if self.parallel:
-            self._pool = ThreadPoolExecutor(
-                2, initializer=torch.set_num_threads, initargs=(self._each,)
-            )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.parallel:
-            self._pool.shutdown()
-        torch.set_num_threads(self._before)
-
-    def map(self, task: Callable[[bool], tuple]) -> list[tuple]:
-        """The task of the forward direction (False) and of the inverse one (True)."""
-        return list((self._pool.map if self.parallel else map)(task, (False, True)))
 
 
 class _Watched:
@@ -223,7 +200,7 @@ class _Step:
         level: Level,
         settings: OptimisationSettings,
         scale_mm: float,
-        workers: _Workers,
+        workers: Workers,
     ) -> None:
         self.field, self.pair, self.settings, self.workers = field, pair, settings, workers
         self.step = level.node_mm / scale_mm
@@ -282,10 +259,12 @@ class _Step:
             network(features, part, code)
             for features, part in zip(sampled.features, local.split(CHUNK), strict=True)
         ]
-        at_nodes = sampled.on_lattice(torch.cat(parts))
+        moved = torch.cat(parts)
+        at_nodes = sampled.on_lattice(moved)
         roughness = bending_energy(at_nodes, sampled.used, self.bending_scale)
         displacement = sampled.at_samples(at_nodes, inverse)
-        return self._dissimilarity(sampled, displacement, inverse), roughness
+        dissimilarity = self._dissimilarity(sampled, displacement, inverse)
+        return dissimilarity + self._apart(sampled.nodes, moved, inverse), roughness
 
     def _dissimilarity(self, sampled: _Sampled, displacement: Tensor, inverse: bool) -> Tensor:
         settings, pair = self.settings, self.pair
@@ -306,6 +285,23 @@ class _Step:
         shape = sampled.lattice.sample_shape
         local_loss = windowed_ncc_loss(target[:, 0], warped[:, 0], weight, chosen, shape, windows)
         return local_loss + settings.global_weight * global_ncc_loss(target, warped, weight)
+
+    def _apart(self, nodes: Tensor, displacement: Tensor, inverse: bool) -> Tensor | float:
+        """How far structures are from overlapping at the nodes, times its factor."""
+        pair, factor = self.pair, self.settings.structure_weight
+        if pair.fixed_structures is None or pair.moving_structures is None or not factor:
+            return 0.0
+        sides = [
+            (pair.fixed_structures, pair.fixed_kept),
+            (pair.moving_structures, pair.moving_kept),
+        ]
+        (target, target_kept), (source, source_kept) = sides[::-1] if inverse else sides
+        there = nodes + displacement
+        weight = torch.ones_like(nodes[:, 0])
+        for kept, points in ((target_kept, nodes), (source_kept, there.detach())):
+            if kept is not None:
+                weight = weight * kept.sample(points)[:, 0]
+        return factor * overlap_loss(target.sample(nodes), source.sample(there), weight)
 
 
 class _Sampled:
@@ -340,6 +336,7 @@ class _Sampled:
         self._matrices = self.lattice.to_samples(device)
         nodes = self.lattice.node_points().to(device)[self._nodes]
         nodes = torch.maximum(torch.minimum(nodes, field.extent), -field.extent)
+        self.nodes = nodes
         self.features = [fourier_features(p, field.frequencies) for p in nodes.split(CHUNK)]
 
     def read_code(self, field: NePhiField) -> Tensor:

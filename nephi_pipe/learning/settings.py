@@ -64,6 +64,8 @@ class OptimisationSettings:
         Standard deviation of the window of the local similarities, in samples of the level.
     global_weight
         Factor of the global NCC beside the windowed one: it pulls where no window sees anything.
+    structure_weight
+        Factor of the overlap of structures, where a network finds them in both images.
     regularity_weight
         Factor of gradient inverse consistency (published: 10, without the next two).
     consistency_weight
@@ -99,6 +101,7 @@ class OptimisationSettings:
     similarity: str = 'windowed-ncc'
     window: float = 1.4
     global_weight: float = 0.3
+    structure_weight: float = 0.5
     regularity_weight: float = 1.0
     consistency_weight: float = 0.0
     diffusion_weight: float = 0.7

@@ -30,6 +30,17 @@ def mean_difference_loss(target: Tensor, warped: Tensor, weight: Tensor) -> Tens
     return ((target - warped).abs().mean(dim=1) * weight).sum() / weight.sum().clamp_min(_NOTHING)
 
 
+def overlap_loss(target: Tensor, warped: Tensor, weight: Tensor) -> Tensor:
+    """1 - the mean soft Dice of structures whose shares at samples are (N, C) each; (N,).
+
+    One that neither image shows counts as matched.
+    """
+    weight = weight[:, None]
+    both = (target * warped * weight).sum(dim=0)
+    each = ((target**2 + warped**2) * weight).sum(dim=0)
+    return 1 - ((2 * both + 1) / (each + 1)).mean()
+
+
 def windowed_ncc_loss(
     target: Tensor,
     warped: Tensor,

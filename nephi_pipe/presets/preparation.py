@@ -17,6 +17,7 @@ from ..images import Image, bounding_box, foreground, normalise
 from ..learning import affine as affine_stage
 from ..learning.optimise import Pair
 from ..learning.settings import Level, OptimisationSettings
+from ..learning.structures import Structures, StructuresOfPair
 from ..learning.volume import (
     Volume,
     locally_normalised,
@@ -157,9 +158,11 @@ def pair_builder(
     frame: Frame,
     settings: OptimisationSettings,
     device: str,
+    structures: StructuresOfPair | None = None,
 ) -> Callable[[Level], Pair]:
-    """A function that makes the volumes of a level."""
+    """A function that makes the volumes of a level, with structures of both images or none."""
     coarser_mm = max(_voxel_mm(fixed), _voxel_mm(moving))
+    of_fixed, of_moving = structures or (None, None)
 
     def volume(side: Prepared, world: np.ndarray, level: Level) -> Volume:
         channels = feature_channels(side, level, settings, device, world, coarser_mm)
@@ -171,12 +174,19 @@ def pair_builder(
         keep = torch.from_numpy(~side.excluded).float().to(device)
         return Volume(keep[None], side.grid, frame, world)
 
+    def shares(side: Structures | None, world: np.ndarray, level: Level) -> Volume | None:
+        if side is None:
+            return None
+        return Volume(side.smoothed(level.smoothing_mm), side.grid, frame, world)
+
     def pair_at(level: Level) -> Pair:
         return Pair(
             volume(fixed, np.eye(4), level),
             volume(moving, affine, level),
             excluded(fixed, np.eye(4)),
             excluded(moving, affine),
+            shares(of_fixed, np.eye(4), level),
+            shares(of_moving, affine, level),
         )
 
     return pair_at

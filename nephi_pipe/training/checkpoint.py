@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor
 from ..errors import InputDataError
 from ..field.model import ModelConfig, NePhiModel
 from ..files import atomic
+from ..learning.structure_net import StructureNet
 from ..tensor_file import read_tensors as _read_tensors
 
 FORMAT = 'nephi-weights-1'
+STRUCTURES_FORMAT = 'nephi-structures-1'
 
 
 def save_model(
@@ -70,6 +73,41 @@ def load_model(path: str | os.PathLike) -> NePhiModel:
     model.requires_grad_()
     model.provenance = header.get('training', {})
     return model.eval()
+
+
+def save_structure_net(
+    path: str | os.PathLike,
+    network: StructureNet,
+    names: Sequence[str],
+    provenance: dict[str, Any],
+) -> Path:
+    """Write a network that finds the structures ``names`` atomically, in half precision."""
+    header = {'structures': list(names), 'training': provenance}
+    tensors = {name: value.half() for name, value in network.state_dict().items()}
+    return write_tensors(path, STRUCTURES_FORMAT, header, tensors)
+
+
+def load_structure_net(path: str | os.PathLike) -> tuple[StructureNet, list[str]]:
+    """Read what :func:`save_structure_net` wrote: a network in float32, and what it finds.
+
+    Raises
+    ------
+    NoInputError, InputDataError
+        As of :func:`load_model`.
+    """
+    header, tensors = read_tensors(path, STRUCTURES_FORMAT)
+    try:
+        names = [str(name) for name in header['structures']]
+        with torch.random.fork_rng(devices=[]):
+            network = StructureNet(len(names))
+        network.load_state_dict(tensors)
+    except Exception as error:
+        raise InputDataError(
+            f'The weights in "{path}" do not fit a network that finds structures '
+            f'({_first_line(error)}); expected those that ship. Install nephi_pipe again.'
+        ) from error
+    network = network.to(memory_format=torch.channels_last_3d)
+    return network.requires_grad_(False).eval(), names
 
 
 def write_tensors(

@@ -22,6 +22,22 @@ def shipped_weights(modality: str) -> Path | None:
     return path if path.exists() else None
 
 
+def chosen_structures(
+    weights: str | os.PathLike | Sequence[str | os.PathLike], modality: str, steps: int | None
+) -> Path | None:
+    """The network that finds the structures that are compared, None where none are.
+
+    Parameters
+    ----------
+    weights, modality, steps
+        As of :func:`chosen_weights`; with the weights 'none' nothing that was trained takes part.
+
+    >>> chosen_structures('default', 'brain', None).name, chosen_structures('none', 'brain', None)
+    ('brain_structures.safetensors', None)
+    """
+    return None if weights == 'none' or steps == 0 else shipped_weights(f'{modality}_structures')
+
+
 def chosen_weights(
     weights: str | os.PathLike | Sequence[str | os.PathLike], modality: str, steps: int | None
 ) -> str | os.PathLike | Sequence[str | os.PathLike] | None:
