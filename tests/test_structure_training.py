@@ -68,6 +68,7 @@ def test_another_pose_moves_image_and_labels_alike(ball) -> None:
     assert not torch.equal(seen[0], seen[1])
 
 
+@pytest.mark.slow
 def test_it_learns_and_writes_what_can_be_read(ball, tmp_path) -> None:
     recipe = structure_training.Recipe(steps=60, seed=1)
     path = structure_training.train([ball], [ball], NAMES, recipe, tmp_path)

@@ -15,7 +15,7 @@ from .preparation import Prepared
 
 logger = logging.getLogger(__name__)
 
-LEAST_OVERLAP = 0.4
+LEAST_OVERLAP = 0.3
 """Dice after the affine, below which structures are not those of both images."""
 
 _FINE_MM, _COARSE_MM = 1.0, 2.0
