@@ -35,13 +35,14 @@ def quickly(fixed: Image, moving: Image, **options) -> registration.Registration
 
 
 def make_tiny(patch: pytest.MonkeyPatch) -> None:
-    """Presets of every modality with a tiny field and few steps."""
+    """Presets of every modality with a tiny field and few steps, and no structures."""
 
     def tiny(modality: str, sloppy: bool = False) -> Preset:
         settings = replace(SETTINGS, similarity=SIMILARITY[modality])
         return Preset(FIELD, settings, RANGE.get(modality))
 
     patch.setattr(registration, 'preset', tiny)
+    patch.setattr(registration, 'chosen_structures', lambda *_: None)
     patch.setattr('nephi_pipe.result.EXACT_POINTS', 5000)
     patch.setattr('nephi_pipe.result.LOWEST_POINTS', 500)
 

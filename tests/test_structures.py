@@ -11,7 +11,7 @@ import torch
 from data import rotation
 from registration_runs import make_tiny
 
-from nephi_pipe import register
+from nephi_pipe import register, registration
 from nephi_pipe.demo import DATASET
 from nephi_pipe.errors import InputDataError
 from nephi_pipe.geometry import Grid
@@ -148,10 +148,12 @@ def test_what_is_too_long_for_a_brain_is_not_looked_at(network, sides, caplog) -
 
 def test_a_registration_says_whether_structures_were_compared(brains, monkeypatch) -> None:
     make_tiny(monkeypatch)
+    monkeypatch.setattr(registration, 'chosen_structures', chosen_structures)
+    monkeypatch.setattr(registration, 'chosen_weights', lambda *_: None)
     images = [image for image, _ in brains.values()]
 
     def told() -> str:
-        found = register(*images, affine=False, threads=1)
+        found = register(*images, affine=False, steps=2, threads=1)
         return found.provenance['structures']
 
     assert told() == 'shipped, brain_structures.safetensors'
