@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .peers import greedy, main
+from . import peers
 
 NODE_MM, VOXEL_NODE_MM = 1.75, 1.0
 """A field of coordinates is evaluated at nodes so far apart and read at voxels by the cubic spline
@@ -26,22 +26,15 @@ through them: of NePhi's forward pass, the roughest, to .001 mm on average and .
 4,000 random points. A voxel field may bend more between its nodes, and costs less there."""
 
 
-def nephi(
-    fixed: Path,
-    moving: Path,
-    folder: Path,
-    threads: int,
-    steps: int | None = None,
-    weights: str = 'default',
-) -> dict:
-    """NePhi with its defaults, some steps from the weights that ship, or nothing trained."""
-    from nephi_pipe import register
-
-    registration = register(fixed, moving, threads=threads, steps=steps, weights=weights)
+def save_with_field(registration: Any, folder: Path) -> dict:
+    """As every method saves its map, and NePhi's field file beside it."""
     seconds = registration.provenance['seconds']
     phases = save(registration, folder, seconds['affine'], seconds['total'])
     registration.save_field(folder / 'field.safetensors')
     return phases
+
+
+nephi = partial(peers.nephi, save=save_with_field)
 
 
 def voxel(fixed: Path, moving: Path, folder: Path, threads: int) -> dict:
@@ -122,7 +115,7 @@ METHODS = {
     'nephi-20': partial(nephi, steps=20),
     'voxel': voxel,
     'idir': idir,
-    'greedy': greedy,
+    'greedy': peers.greedy,
 }
 
 
@@ -138,4 +131,4 @@ def _phases(affine_s: float, deformable_s: float, dense_s: float, steps: int) ->
 
 
 if __name__ == '__main__':
-    main(METHODS, __doc__)
+    peers.main(METHODS, __doc__)

@@ -22,24 +22,6 @@ GREEDY_AFFINE = '-a -dof 12 -ia-image-centers -m NCC 2x2x2 -n 100x50x10'
 GREEDY_DEFORMABLE = '-m WNCC 2x2x2 -n 100x50x10 -s 1.732vox 0.7071vox'
 
 
-def nephi(
-    fixed: Path,
-    moving: Path,
-    folder: Path,
-    threads: int,
-    steps: int | None = None,
-    weights: str = 'default',
-) -> dict:
-    """What ``nephi register FIXED MOVING`` does before it scores: both transforms, and the field.
-
-    The field file is read afterwards for the exact Jacobians; its writing counts too.
-    """
-    from nephi_pipe import register
-
-    registration = register(fixed, moving, threads=threads, steps=steps, weights=weights)
-    return save_nephi(registration, folder)
-
-
 def save_nephi(registration: Any, folder: Path) -> dict:
     """Write both transforms and the field; what is told of a registration by NePhi."""
     started = time.monotonic()
@@ -56,6 +38,25 @@ def save_nephi(registration: Any, folder: Path) -> dict:
         'steps': len(registration.history),
     }
     return phases | {'versions': {name: version(name) for name in ('nephi-pipe', 'torch')}}
+
+
+def nephi(
+    fixed: Path,
+    moving: Path,
+    folder: Path,
+    threads: int,
+    steps: int | None = None,
+    weights: str = 'default',
+    save: Callable[[Any, Path], dict] = save_nephi,
+) -> dict:
+    """What ``nephi register FIXED MOVING`` does before it scores: both transforms, and the field.
+
+    The field file is read afterwards for the exact Jacobians; its writing counts too.
+    """
+    from nephi_pipe import register
+
+    registration = register(fixed, moving, threads=threads, steps=steps, weights=weights)
+    return save(registration, folder)
 
 
 def greedy(fixed: Path, moving: Path, folder: Path, threads: int) -> dict:
