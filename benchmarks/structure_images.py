@@ -29,10 +29,13 @@ _GAMMA, _BIAS, _NOISE = 0.25, 0.15, 0.05
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """Intensities (float16) and labels (uint8) on 176 x 208 x 176 voxels of 1 mm, RAS."""
+    """Intensities (float16), labels (uint8) and the brain (uint8, 1 where it is) on
+    176 x 208 x 176 voxels of 1 mm, RAS.
+    """
 
     image: Tensor
     labels: Tensor
+    brain: Tensor
 
 
 def person(image: Path, labels: Path) -> Person:
@@ -54,6 +57,7 @@ def person(image: Path, labels: Path) -> Person:
     return Person(
         on_voxels(data, scan.grid, 1).half(),
         on_voxels(known.data.astype(np.uint8), known.grid, 0),
+        on_voxels(mask.astype(np.uint8), scan.grid, 0),
     )
 
 
@@ -81,10 +85,11 @@ def augmented(one: Person, generator: torch.Generator, count: int) -> tuple[Tens
     draw = _Draw(generator)
     places = _places(one, draw)[None]
     image = F.grid_sample(one.image.float()[None, None], places, align_corners=True)
-    labels = F.grid_sample(
-        one.labels.float()[None, None], places, mode='nearest', align_corners=True
+    labels, brain = (
+        F.grid_sample(values.float()[None, None], places, mode='nearest', align_corners=True)
+        for values in (one.labels, one.brain)
     )
-    inside = image > 0.02
+    inside = brain > 0
     image = _contrast(_coarser(image, draw), draw)
     some = image[inside][::97].quantile(torch.tensor([0.01, 0.99]))
     image = ((image - some[0]) / (some[1] - some[0])).clamp(-0.1, 1.5)
