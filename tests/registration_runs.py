@@ -34,12 +34,12 @@ def quickly(fixed: Image, moving: Image, **options) -> registration.Registration
     return register(fixed, moving, **{**defaults, **options})
 
 
-def make_tiny(patch: pytest.MonkeyPatch) -> None:
+def make_tiny(patch: pytest.MonkeyPatch, field: FieldConfig = FIELD) -> None:
     """Presets of every modality with a tiny field and few steps, and no structures."""
 
     def tiny(modality: str, sloppy: bool = False) -> Preset:
         settings = replace(SETTINGS, similarity=SIMILARITY[modality])
-        return Preset(FIELD, settings, RANGE.get(modality))
+        return Preset(field, settings, RANGE.get(modality))
 
     patch.setattr(registration, 'preset', tiny)
     patch.setattr(registration, 'chosen_structures', lambda *_: None)

@@ -15,9 +15,10 @@ from nephi_pipe.bids_app.lock import hold
 from nephi_pipe.errors import OutputError, TryAgainError
 
 HOLD = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from nephi_pipe.bids_app.lock import hold
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind a shell's "&"
 with hold([Path(sys.argv[1])], sys.argv[2].split(','), 'first-run'):
     if len(sys.argv) > 3:
         if os.fork() == 0:

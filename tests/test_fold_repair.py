@@ -47,6 +47,7 @@ def stage_of(result, pair) -> stages.Stage:
     return stages.Stage(result, prepared)
 
 
+@pytest.mark.slow
 def test_many_folds_are_repaired_by_steps_and_what_remains_is_reported(pair, monkeypatch):
     result = crumpled(pair)
     before = len(result.folded_points())

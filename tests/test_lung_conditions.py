@@ -34,6 +34,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(dense, 'BASE_SPACINGS_MM', (6.0, 3.0))
 
 
+def in_time(case):
+    """The other half of a pair of cases, for the long tests."""
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 def check(fixed, moving, landmarks, **masks):
     """Register; the error of landmarks is well below that of the affine, and nothing folds."""
     here, there = landmarks
@@ -57,13 +62,13 @@ def landmarks_of(pair, keep=slice(None)):
     return pair.fixed_landmarks[keep], pair.moving_landmarks[keep]
 
 
-@pytest.mark.parametrize('axes', ['LPS', 'PIL'])
+@pytest.mark.parametrize('axes', [in_time('LPS'), 'PIL'])
 def test_opposite_orientations(pair, axes):
     """One scan runs from the feet to the head and the other the other way, or lies on its side."""
     check(pair.fixed, turned(pair.moving, axes), landmarks_of(pair))
 
 
-@pytest.mark.parametrize('both', [False, True])
+@pytest.mark.parametrize('both', [False, in_time(True)])
 def test_slices_of_5_mm(both):
     thin = breathing_chest((6.0, 6.0, 2.5))
     fixed, moving = thin.fixed, thick_slices(thin.moving, 2)
@@ -71,7 +76,7 @@ def test_slices_of_5_mm(both):
     check(thick_slices(fixed, 2) if both else fixed, moving, landmarks_of(thin))
 
 
-@pytest.mark.parametrize('side', ['fixed', 'moving'])
+@pytest.mark.parametrize('side', [in_time('fixed'), 'moving'])
 def test_a_scan_that_ends_above_the_diaphragm(pair, side):
     """The other scan shows the lungs to their base."""
     end_mm = -60.0
@@ -83,7 +88,7 @@ def test_a_scan_that_ends_above_the_diaphragm(pair, side):
     check(images['fixed'], images['moving'], landmarks_of(pair, inside))
 
 
-@pytest.mark.parametrize('side', ['fixed', 'moving'])
+@pytest.mark.parametrize('side', ['fixed', in_time('moving')])
 def test_contrast_agent_in_one_scan(pair, side):
     bright = breathing_chest(contrast_hu=350.0)
     images = {'fixed': pair.fixed, 'moving': pair.moving, side: getattr(bright, side)}
@@ -93,7 +98,7 @@ def test_contrast_agent_in_one_scan(pair, side):
     check(images['fixed'], images['moving'], landmarks_of(pair))
 
 
-@pytest.mark.parametrize('given', ['fixed', 'moving'])
+@pytest.mark.parametrize('given', [in_time('fixed'), 'moving'])
 def test_a_mask_of_one_lung_beside_a_scan_without_a_mask(pair, given, caplog):
     """Of the other scan the same lung is taken, wherever its table was."""
     side = pair.fixed_landmarks[:, 0] > 0
@@ -107,6 +112,7 @@ def test_a_mask_of_one_lung_beside_a_scan_without_a_mask(pair, given, caplog):
     assert 0.9 < ml[1] / ml[0] < 1.4
 
 
+@pytest.mark.slow
 def test_a_real_chest_that_breathes():
     """A whole chest of 4 mm voxels, without masks, on another table."""
     path = DATA / 'lungparts' / 'ct-64.nii.gz'

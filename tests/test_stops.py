@@ -218,6 +218,7 @@ def test_the_kernel_kills_workers_for_their_memory(app, memory_group):
     assert sorted(app.ran()[len(before) :]) == ['register 01', 'register 04']
 
 
+@pytest.mark.slow
 def test_memory_that_is_refused_ends_its_person(app):
     """Where a queue limits addresses (ulimit -v), Python is told instead of killed."""
     app.behave({'01': 'eat'})

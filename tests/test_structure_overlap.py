@@ -22,12 +22,12 @@ PLACES = CENTER + np.array([[12.0, 4, 0], [-12, -6, 4]])
 SHIFT = np.array([3.0, -2.0, 2.5])
 SETTINGS = OptimisationSettings(
     levels=(Level(1.0, 5.0, 2, 0.8),),
-    steps=60,
+    steps=35,
     regularity_points=200,
     diffusion_weight=0.05,
     bending_weight=0.05,
     network_rate=3e-3,
-    code_rate=2e-2,
+    code_rate=4e-2,
 )
 
 

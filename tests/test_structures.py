@@ -146,19 +146,18 @@ def test_what_is_too_long_for_a_brain_is_not_looked_at(network, sides, caplog) -
     assert 'longer than 256 mm' in caplog.text
 
 
-def test_a_registration_says_whether_structures_were_compared(brains, monkeypatch) -> None:
+def test_a_registration_says_whether_structures_were_compared(pair, monkeypatch) -> None:
     make_tiny(monkeypatch)
     monkeypatch.setattr(registration, 'chosen_structures', chosen_structures)
     monkeypatch.setattr(registration, 'chosen_weights', lambda *_: None)
-    images = [image for image, _ in brains.values()]
 
-    def told() -> str:
-        found = register(*images, affine=False, steps=2, threads=1)
+    def told(least_overlap: float) -> str:
+        monkeypatch.setattr('nephi_pipe.presets.structures.LEAST_OVERLAP', least_overlap)
+        found = register(pair.fixed, pair.moving, affine=False, steps=2, threads=1)
         return found.provenance['structures']
 
-    assert told() == 'shipped, brain_structures.safetensors'
-    monkeypatch.setattr('nephi_pipe.presets.structures.LEAST_OVERLAP', 1.0)
-    assert told() == 'none'
+    assert told(0.0) == 'shipped, brain_structures.safetensors'
+    assert told(1.0) == 'none'
 
 
 def test_a_damaged_network_is_refused(tmp_path) -> None:

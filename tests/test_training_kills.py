@@ -85,6 +85,7 @@ def whole_files(folder: Path) -> None:
             load_model(folder / name)
 
 
+@pytest.mark.slow
 def test_sigkill_again_and_again_changes_nothing(settings, whole, tmp_path) -> None:
     # Within an epoch, and while the end of one is written.
     for steps, later_s in ((3, 0.0), (8, 0.03)):

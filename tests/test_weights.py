@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from nephi_pipe import register
@@ -38,6 +39,7 @@ def test_shipped_weights_are_small_described_and_whole() -> None:
     assert not any(int(name[4:]) > 40 for name in used), 'sub-41 to 48 are only scored'
 
 
+@pytest.mark.slow
 def test_what_shipped_weights_predict_aligns_real_brains() -> None:
     """sub-43 of the demo to sub-45 at 2 mm, without a step: most of what optimising gives."""
 
