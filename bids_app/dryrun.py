@@ -27,7 +27,10 @@ WORK_FACTOR = 1.3
 """What the work folder holds, as a factor on the output; measured."""
 
 SECONDS_PER_STEP = 0.75
-"""Of one processor; hardly depends on the voxels. Measured, as the next three."""
+"""Of one processor; hardly depends on the voxels. Measured, as all that follow."""
+
+STRUCTURES = 1.2
+"""How much longer a step takes that compares structures too; measured."""
 
 SECONDS_PER_PAIR = 30.0
 """Of one processor for what else does not depend on the voxels: affine, masks, figures."""
@@ -104,14 +107,17 @@ def _known_seconds(settings: Settings) -> list[float]:
 def rough_seconds(settings: Settings, fixed: Sequence[int], moving: Sequence[int]) -> float:
     """Seconds of a pair with images of so many voxels along each axis, before any was computed."""
     from ..presets import preset
-    from ..weights import chosen_weights
+    from ..weights import chosen_structures, chosen_weights
 
     steps = settings.steps
     if steps is None:
         trained = chosen_weights(settings.weights, settings.modality, None) is not None
         steps = preset(settings.modality, settings.sloppy).settings(trained).steps
     voxels = (math.prod(fixed) + math.prod(moving)) / 1e6
-    one = SECONDS_PER_PAIR + SECONDS_PER_STEP * steps + SECONDS_PER_MVOXEL * voxels
+    step = SECONDS_PER_STEP
+    if not settings.sloppy and chosen_structures(settings.weights, settings.modality, steps):
+        step *= STRUCTURES
+    one = SECONDS_PER_PAIR + step * steps + SECONDS_PER_MVOXEL * voxels
     return one / (GAIN if min(settings.omp_nthreads, settings.nprocs) > 1 else 1)
 
 
