@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from registration_runs import quickly
+from registration_runs import make_tiny, quickly
 
 from nephi_pipe.displacement import DisplacementField
 from nephi_pipe.geometry import Grid, apply_affine
@@ -15,20 +15,20 @@ POSE = np.array(
 )
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def posed(pair):
     """The moving image elsewhere in the world: the affine to be found is ``POSE``."""
     grid = pair.moving.grid
     return Image(pair.moving.data, Grid(grid.shape, POSE @ grid.affine))
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def diffeomorphism(pair):
     """Of the fixed image's world, known with its inverse."""
     return random_diffeomorphism(pair.fixed.grid, magnitude_mm=4.0, smoothness_mm=24.0, seed=9)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def lattice(pair, diffeomorphism):
     """The diffeomorphism as a field that reaches beyond the image."""
     grid = pair.fixed.grid.cropped((-2, -2, -2), np.array(pair.fixed.grid.shape) + 2)
@@ -36,7 +36,7 @@ def lattice(pair, diffeomorphism):
     return DisplacementField(diffeomorphism.map_points(grid.points()) - grid.points(), grid)
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def pre_files(lattice, diffeomorphism, posed, tmp_path_factory):
     """The pre-alignment and its way back as ITK has them."""
     folder = tmp_path_factory.mktemp('pre')
@@ -50,7 +50,9 @@ def pre_files(lattice, diffeomorphism, posed, tmp_path_factory):
     )
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def composed(pair, posed, pre_files):
-    """A field of some steps before the pre-alignment."""
-    return quickly(pair.fixed, posed, initial_transform=pre_files[0])
+    """A field of some steps before the pre-alignment, of tiny presets."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny(patch)
+        return quickly(pair.fixed, posed, initial_transform=pre_files[0])

@@ -55,7 +55,7 @@ def tiny_presets() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def pair() -> SimulatedPair:
     """A brain, shrunk to 3/5 of its size, and a warp of it that is known."""
     shrink = np.diag([0.6, 0.6, 0.6, 1.0])

@@ -33,7 +33,7 @@ KILLED, *FINISHED = [stem for stem in SCANS if 'ses-1' not in stem]
 def cohort(tmp_path_factory):
     if not (DATA / 'lungparts').is_dir():
         pytest.skip('the real scans are not here')
-    return make_cohort(DATA, tmp_path_factory.mktemp('cohort'), 6.0, sloppy=True)
+    return make_cohort(DATA, tmp_path_factory.mktemp('cohort'), 8.0, sloppy=True)
 
 
 def load(cohort, stem):

@@ -138,6 +138,7 @@ print(abs(warped - moving.data)[inside].max() / scale)
 """
 
 
+@pytest.mark.slow
 def test_example_in_plain_python(files, tmp_path):
     code = example('Plain Python').replace("modality='brain'", "modality='brain', sloppy=True")
     code += '\nimport sys\nassert "nipype" not in sys.modules\n'

@@ -307,6 +307,7 @@ def test_labels_of_one_side_are_warped_but_not_scored(files, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_train_then_infer_then_optimize(files, tmp_path):
     weights = run(
         interfaces.NePhiTrain(
