@@ -34,7 +34,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(dense, 'BASE_SPACINGS_MM', (6.0, 3.0))
 
 
-def in_time(case):
+def long_one(case):
     """The other half of a pair of cases, for the long tests."""
     return pytest.param(case, marks=pytest.mark.slow)
 
@@ -62,13 +62,13 @@ def landmarks_of(pair, keep=slice(None)):
     return pair.fixed_landmarks[keep], pair.moving_landmarks[keep]
 
 
-@pytest.mark.parametrize('axes', [in_time('LPS'), 'PIL'])
+@pytest.mark.parametrize('axes', [long_one('LPS'), 'PIL'])
 def test_opposite_orientations(pair, axes):
     """One scan runs from the feet to the head and the other the other way, or lies on its side."""
     check(pair.fixed, turned(pair.moving, axes), landmarks_of(pair))
 
 
-@pytest.mark.parametrize('both', [False, in_time(True)])
+@pytest.mark.parametrize('both', [False, long_one(True)])
 def test_slices_of_5_mm(both):
     thin = breathing_chest((6.0, 6.0, 2.5))
     fixed, moving = thin.fixed, thick_slices(thin.moving, 2)
@@ -76,7 +76,7 @@ def test_slices_of_5_mm(both):
     check(thick_slices(fixed, 2) if both else fixed, moving, landmarks_of(thin))
 
 
-@pytest.mark.parametrize('side', [in_time('fixed'), 'moving'])
+@pytest.mark.parametrize('side', [long_one('fixed'), 'moving'])
 def test_a_scan_that_ends_above_the_diaphragm(pair, side):
     """The other scan shows the lungs to their base."""
     end_mm = -60.0
@@ -88,7 +88,7 @@ def test_a_scan_that_ends_above_the_diaphragm(pair, side):
     check(images['fixed'], images['moving'], landmarks_of(pair, inside))
 
 
-@pytest.mark.parametrize('side', ['fixed', in_time('moving')])
+@pytest.mark.parametrize('side', ['fixed', long_one('moving')])
 def test_contrast_agent_in_one_scan(pair, side):
     bright = breathing_chest(contrast_hu=350.0)
     images = {'fixed': pair.fixed, 'moving': pair.moving, side: getattr(bright, side)}
@@ -98,7 +98,7 @@ def test_contrast_agent_in_one_scan(pair, side):
     check(images['fixed'], images['moving'], landmarks_of(pair))
 
 
-@pytest.mark.parametrize('given', [in_time('fixed'), 'moving'])
+@pytest.mark.parametrize('given', [long_one('fixed'), 'moving'])
 def test_a_mask_of_one_lung_beside_a_scan_without_a_mask(pair, given, caplog):
     """Of the other scan the same lung is taken, wherever its table was."""
     side = pair.fixed_landmarks[:, 0] > 0
