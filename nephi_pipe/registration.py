@@ -127,7 +127,7 @@ def register(
         masks = list(lungs_of_pair(fixed, moving, *masks))
     # Those that ship are no tiny network.
     weights = 'none' if sloppy and weights == 'default' else weights
-    structures = None if sloppy else chosen_structures(weights, modality, steps)
+    structures = chosen_structures(weights, modality, steps, sloppy)
     weights = chosen_weights(weights, modality, steps)
     *coarse, model = _models(weights, modality)
     network = structures and _structure_net(structures)

@@ -302,7 +302,7 @@ def test_memory_of_all_processes_together_counts(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', [one for one in brain.METHODS if one != 'nephi-0'])
+@pytest.mark.parametrize('method', brain.METHODS)
 def test_a_method_is_run_measured_and_scored(dataset, method):
     if method == 'greedy':
         pytest.importorskip('picsl_greedy')

@@ -283,7 +283,7 @@ def _describe(modality: str, weights: str, steps: int | None, affine: bool, slop
     )
     structures = (
         ', where a trained network found the same structures in both images their overlap,'
-        if not sloppy and chosen_structures(weights, modality, steps)
+        if chosen_structures(weights, modality, steps, sloppy)
         else ''
     )
     return (
