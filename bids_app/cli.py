@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..arguments import STEPS_DEFAULT, WEIGHTS_DEFAULT
+from ..arguments import NO_STRUCTURES, STEPS_DEFAULT, WEIGHTS_DEFAULT
 from ..errors import NePhiError, UsageError
 from ..reading import read_text
 from .descriptor import PrintDescriptor
@@ -156,6 +156,9 @@ def _add_method(group: Any) -> None:
         '--steps', type=int, metavar='N',
         help=f'optimisation steps of each pair ({STEPS_DEFAULT})',
     )  # fmt: skip
+    group.add_argument(
+        '--no-structures', dest='structures', action='store_false', help=NO_STRUCTURES
+    )
     group.add_argument(
         '--no-affine', dest='affine', action='store_false', help='no affine initialisation'
     )

@@ -115,7 +115,8 @@ def rough_seconds(settings: Settings, fixed: Sequence[int], moving: Sequence[int
         steps = preset(settings.modality, settings.sloppy).settings(trained).steps
     voxels = (math.prod(fixed) + math.prod(moving)) / 1e6
     step = SECONDS_PER_STEP
-    if chosen_structures(settings.weights, settings.modality, steps, settings.sloppy):
+    wanted, weights = settings.structures, settings.weights
+    if chosen_structures(wanted, weights, settings.modality, steps, settings.sloppy):
         step *= STRUCTURES
     one = SECONDS_PER_PAIR + step * steps + SECONDS_PER_MVOXEL * voxels
     return one / (GAIN if min(settings.omp_nthreads, settings.nprocs) > 1 else 1)

@@ -69,6 +69,7 @@ class Settings:
     fixed_acq: str | None = None
     weights: str = 'default'
     steps: int | None = None
+    structures: bool = True
     affine: bool = True
     initial_transform: Path | None = None
     xfm_format: str = 'h5'

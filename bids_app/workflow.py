@@ -151,7 +151,9 @@ def draw_graph(settings: Settings, pair: Pair, path: Path) -> None:
 
 def _method(settings: Settings) -> dict[str, Any]:
     """The builder's arguments that are the same for every pair."""
-    own = {'whole_head': settings.whole_head} if settings.modality == 'brain' else {}
+    own = {}
+    if settings.modality == 'brain':
+        own = {'whole_head': settings.whole_head, 'structures': settings.structures}
     return {
         **own,
         'weights': settings.weights,

@@ -17,7 +17,10 @@ STEPS_DEFAULT = (
     'level: 119 for brains of 2 mm; brains from a checkpoint that is named 60; '
     '0: only what the weights predict'
 )
-"""Where fields start from, and how long they are optimised, for the helps of both programs."""
+NO_STRUCTURES = (
+    'compare intensities alone, and not the structures of brains that a trained network finds too'
+)
+"""Where fields start from, how long and for what they are optimised: helps of both programs."""
 
 DIRECTION = """\
 A transform resamples the moving image onto the grid of the fixed image; so it maps points of the

@@ -22,6 +22,7 @@ from . import __version__
 from .arguments import (
     DIRECTION,
     MODALITIES,
+    NO_STRUCTURES,
     STEPS_DEFAULT,
     WEIGHTS_DEFAULT,
     add_command,
@@ -183,6 +184,9 @@ def _add_register(commands: Any) -> None:
         '--steps', type=count, metavar='N',
         help=f'optimisation steps ({STEPS_DEFAULT})',
     )  # fmt: skip
+    method.add_argument(
+        '--no-structures', dest='structures', action='store_false', help=NO_STRUCTURES
+    )
     method.add_argument(
         '--no-affine', dest='affine', action='store_false',
         help='no affine initialisation: the images are aligned already',

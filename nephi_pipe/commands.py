@@ -49,6 +49,7 @@ def register(arguments: argparse.Namespace) -> None:
             modality=arguments.modality,
             weights=weights,
             steps=arguments.steps,
+            structures=arguments.structures,
             affine=arguments.affine,
             initial_transform=arguments.initial_transform,
             initial_inverse=arguments.initial_inverse,

@@ -56,6 +56,7 @@ def register(
     modality: str = 'brain',
     weights: FilePaths = 'default',
     steps: int | None = None,
+    structures: bool = True,
     affine: bool = True,
     initial_transform: InitialTransform | None = None,
     initial_inverse: FilePaths | None = None,
@@ -81,13 +82,15 @@ def register(
         'brain', 'lung' or 'other': preparation, similarity and settings.
     weights
         A checkpoint, 'none' (a fresh field), or 'default': the shipped ones for up to 100 steps,
-        where there are any, else a fresh field. Unless 'none', the structures of brains that a
-        shipped network finds are compared beside intensities. Several checkpoints, coarse to
-        fine, predict stage by stage, each on the moving image that the stages before have warped;
-        a checkpoint may also bring its coarse stages along, and 'none' may stand last, for a
-        fresh field. Only the last stage is optimised.
+        where there are any, else a fresh field. Several checkpoints, coarse to fine, predict
+        stage by stage, each on the moving image that the stages before have warped; a checkpoint
+        may also bring its coarse stages along, and 'none' may stand last, for a fresh field. Only
+        the last stage is optimised.
     steps
         Steps of instance optimisation; None for the preset's number, 0 for the forward pass only.
+    structures
+        Compare the structures of brains, which a shipped network finds, beside intensities. They
+        never are with the weights 'none': nothing that was trained takes part then.
     affine
         Estimate an affine transform first. Otherwise start from the initial one, or the identity.
     initial_transform
@@ -127,7 +130,7 @@ def register(
         masks = list(lungs_of_pair(fixed, moving, *masks))
     # Those that ship are no tiny network.
     weights = 'none' if sloppy and weights == 'default' else weights
-    structures = chosen_structures(weights, modality, steps, sloppy)
+    structures = chosen_structures(structures, weights, modality, steps, sloppy)
     weights = chosen_weights(weights, modality, steps)
     *coarse, model = _models(weights, modality)
     network = structures and _structure_net(structures)

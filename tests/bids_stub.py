@@ -100,7 +100,7 @@ def stub_brain_wf(**settings):
 
 
 def stub_lung_wf(**settings):
-    assert 'whole_head' not in settings
+    assert not {'whole_head', 'structures'} & set(settings)
     return stub_wf('lung', **settings)
 
 

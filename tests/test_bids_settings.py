@@ -29,7 +29,8 @@ def test_every_option_arrives(tmp_path):
         f'{tmp_path}/ds {tmp_path}/out participant group --modality brain '
         '--participant-label sub-01 02 --participant-label 03 --session-label ses-a '
         '--bids-filter-file f.json --derivatives a=A b=B -d c=C=D --pairs all '
-        '--whole-head --weights none --steps 7 --no-affine --initial-transform a.txt '
+        '--whole-head --weights none --steps 7 --no-structures --no-affine '
+        '--initial-transform a.txt '
         '--xfm-format nii --xfm-grid 2.5 --dry-run --nprocs 3 --omp-nthreads 2 --mem 7500M '
         f'--plugin Linear --use-plugin p.yml '
         f'-w {tmp_path}/w --device cuda:1 --random-seed 5 --sloppy --write-graph '
@@ -40,7 +41,7 @@ def test_every_option_arrives(tmp_path):
         modality='brain', participant_label=('01', '02', '03'), session_label=('a',),
         bids_filter_file=Path('f.json'),
         derivatives={'a': Path('A'), 'b': Path('B'), 'c': Path('C=D')},
-        pairs='all', whole_head=True, weights='none', steps=7, affine=False,
+        pairs='all', whole_head=True, weights='none', steps=7, structures=False, affine=False,
         initial_transform=Path('a.txt'), xfm_format='nii', xfm_grid='2.5', dry_run=True, nprocs=3,
         omp_nthreads=2, mem_gb=7.5, work_dir=tmp_path / 'w', device='cuda:1', random_seed=5,
         plugin='Linear', use_plugin=Path('p.yml'),

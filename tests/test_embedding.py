@@ -32,7 +32,7 @@ PAIRS = (
     (ants.ApplyTransforms, TheirApplyTransforms),
 )
 OURS_ALONE = {
-    'modality', 'weights', 'steps', 'device', 'use_gpu', 'sloppy', 'field',
+    'modality', 'weights', 'steps', 'structures', 'device', 'use_gpu', 'sloppy', 'field',
 }  # fmt: skip
 """What ANTs has no word for."""
 

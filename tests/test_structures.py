@@ -60,12 +60,13 @@ def test_the_network_is_small_described_and_trained_on_the_right_people() -> Non
 
 
 def test_it_takes_part_unless_nothing_trained_may() -> None:
-    assert chosen_structures('default', 'brain', None) == SHIPPED
-    assert chosen_structures('own.safetensors', 'brain', 20) == SHIPPED
-    assert chosen_structures('none', 'brain', None) is None
-    assert chosen_structures('default', 'brain', 0) is None
-    assert chosen_structures('default', 'lung', None) is None
-    assert chosen_structures('default', 'other', None) is None
+    assert chosen_structures(True, 'default', 'brain', None) == SHIPPED
+    assert chosen_structures(False, 'default', 'brain', None) is None
+    assert chosen_structures(True, 'own.safetensors', 'brain', 20) == SHIPPED
+    assert chosen_structures(True, 'none', 'brain', None) is None
+    assert chosen_structures(True, 'default', 'brain', 0) is None
+    assert chosen_structures(True, 'default', 'lung', None) is None
+    assert chosen_structures(True, 'default', 'other', None) is None
 
 
 def overlaps(found: Structures, labels: Image) -> np.ndarray:
@@ -151,13 +152,14 @@ def test_a_registration_says_whether_structures_were_compared(pair, monkeypatch)
     monkeypatch.setattr(registration, 'chosen_structures', chosen_structures)
     monkeypatch.setattr(registration, 'chosen_weights', lambda *_: None)
 
-    def told(least_overlap: float) -> str:
+    def told(least_overlap: float, **options) -> str:
         monkeypatch.setattr('nephi_pipe.presets.structures.LEAST_OVERLAP', least_overlap)
-        found = register(pair.fixed, pair.moving, affine=False, steps=2, threads=1)
+        found = register(pair.fixed, pair.moving, affine=False, steps=2, threads=1, **options)
         return found.provenance['structures']
 
     assert told(0.0) == 'shipped, brain_structures.safetensors'
     assert told(1.0) == 'none'
+    assert told(0.0, structures=False) == 'none'
 
 
 def test_a_damaged_network_is_refused(tmp_path) -> None:

@@ -104,6 +104,7 @@ def test_settings_reach_the_nodes():
             whole_head=True,
             weights='none',
             steps=7,
+            structures=False,
             xfm_grid=2.5,
             omp_nthreads=3,
             seed=11,
@@ -112,7 +113,7 @@ def test_settings_reach_the_nodes():
         )
     )
     optimize = nodes['optimize'].inputs
-    assert (optimize.weights, optimize.steps) == ('none', 7)
+    assert (optimize.weights, optimize.steps, optimize.structures) == ('none', 7, False)
     assert nodes['transforms'].inputs.xfm_grid == '2.5'
     assert (optimize.seed, optimize.sloppy, optimize.modality) == (11, True, 'brain')
     assert (nodes['fixed_brain'].inputs.method, nodes['fixed_brain'].inputs.whole_head) == (
@@ -184,6 +185,8 @@ def test_memory_is_stated_or_follows_from_the_images(files):
     ('settings', 'words'),
     [
         ({}, 'optimised for the pair'),
+        ({}, 'a trained network found the same structures'),
+        ({'structures': False}, 'similarity of sampled points and gradient inverse consistency'),
         ({'steps': 0}, 'predicted by trained weights'),
         ({'affine': False}, 'No affine transform was estimated'),
         ({'whole_head': True}, 'whole heads'),

@@ -20,6 +20,7 @@ def init_brain_wf(
     whole_head: bool = False,
     weights: str = 'default',
     steps: int | None = None,
+    structures: bool = True,
     affine: bool = True,
     xfm_format: str = 'h5',
     xfm_grid: str = 'auto',
@@ -49,9 +50,9 @@ def init_brain_wf(
         (the extra ``brainmask``), or 'none', which refuses such a scan.
     whole_head
         Use such a scan as a whole head instead.
-    weights, steps, affine, xfm_format, xfm_grid, device, omp_nthreads, mem_gb, seed, sloppy
+    weights, steps, structures, affine, xfm_format, xfm_grid, device, omp_nthreads, mem_gb
         As :func:`init_register_pair_wf` has them.
-    report, label_names
+    seed, sloppy, report, label_names
         Likewise.
     name
         Name of the workflow.
@@ -79,6 +80,7 @@ def init_brain_wf(
         modality='brain',
         weights=weights,
         steps=steps,
+        structures=structures,
         affine=affine,
         xfm_format=xfm_format,
         xfm_grid=xfm_grid,

@@ -58,6 +58,7 @@ def init_register_pair_wf(
     modality: str = 'brain',
     weights: str = 'default',
     steps: int | None = None,
+    structures: bool = True,
     affine: bool = True,
     xfm_format: str = 'h5',
     xfm_grid: str = 'auto',
@@ -89,6 +90,8 @@ def init_register_pair_wf(
         nothing that was trained takes part, the network of structures of brains included.
     steps
         Optimisation steps; None for those of the preset, 0 for what the weights predict.
+    structures
+        Whether the structures of brains that a shipped network finds are compared too.
     affine
         Whether an affine is searched first. An ``initial_transform`` is used in any case.
     xfm_format
@@ -152,7 +155,7 @@ def init_register_pair_wf(
         The affine part, ITK .txt.
     """
     workflow = Workflow(name=name)
-    workflow.__desc__ = _describe(modality, weights, steps, affine, sloppy)
+    workflow.__desc__ = _describe(modality, weights, steps, structures, affine, sloppy)
     inputnode = Node(IdentityInterface(fields=list(INPUTS)), name='inputnode')
     outputnode = Node(IdentityInterface(fields=list(OUTPUTS)), name='outputnode')
     gpu = device.startswith('cuda')
@@ -160,6 +163,7 @@ def init_register_pair_wf(
         NePhiOptimize(
             modality=modality,
             weights=weights,
+            structures=structures,
             device=device,
             use_gpu=gpu,
             seed=seed,
@@ -263,7 +267,14 @@ def _add_report(
     return draw
 
 
-def _describe(modality: str, weights: str, steps: int | None, affine: bool, sloppy: bool) -> str:
+def _describe(
+    modality: str,
+    weights: str,
+    steps: int | None,
+    structures: bool,
+    affine: bool,
+    sloppy: bool,
+) -> str:
     """Sentences for a methods section."""
     start = (
         'An affine transform was estimated first, from several starting poses and coarse to fine. '
@@ -281,16 +292,16 @@ def _describe(modality: str, weights: str, steps: int | None, affine: bool, slop
         )
         + (f' ({steps} steps)' if steps else '')
     )
-    structures = (
+    compared = (
         ', where a trained network found the same structures in both images their overlap,'
-        if chosen_structures(weights, modality, steps, sloppy)
+        if chosen_structures(structures, weights, modality, steps, sloppy)
         else ''
     )
     return (
         f'Images were registered with *nephi_pipe* {__version__} (preset "{modality}"), which '
         'represents the deformation and its inverse by a pair of neural fields (NePhi; Tian et '
         f'al., ECCV 2024, arXiv:2309.07322). {start}The fields were then {found}, with a '
-        f'similarity of sampled points{structures} and gradient inverse consistency of exact '
+        f'similarity of sampled points{compared} and gradient inverse consistency of exact '
         'Jacobians. Folds '
         'were counted from exact Jacobian determinants and from finite differences.\n'
     )

@@ -94,6 +94,9 @@ class RegistrationInputSpec(BaseInterfaceInputSpec):
         desc='"default", "none" (nothing that was trained) or a checkpoint (.safetensors)',
     )
     steps = traits.Range(low=0, desc='optimisation steps; those of the preset if not given')
+    structures = traits.Bool(
+        True, usedefault=True, desc='compare structures of brains too, unless weights are "none"'
+    )
     device = traits.Str('cpu', usedefault=True, nohash=True, desc='"cpu", "cuda" or "cuda:N"')
     use_gpu = traits.Bool(
         False, usedefault=True, nohash=True, desc='tells Nipype that the node needs a GPU slot'
@@ -150,6 +153,7 @@ class Registration(SimpleInterface):
                 modality=inputs.modality,
                 weights=inputs.weights,
                 steps=given(inputs.steps),
+                structures=inputs.structures,
                 initial_transform=self._initial(),
                 device=inputs.device,
                 seed=inputs.random_seed,

@@ -135,6 +135,9 @@ class NePhiOptimizeInputSpec(NePhiInferInputSpec):
     steps = traits.Range(
         low=0, desc='optimisation steps; the preset decides where this is not given'
     )
+    structures = traits.Bool(
+        True, usedefault=True, desc='compare structures of brains too, unless weights are "none"'
+    )
 
 
 class TransformOutputSpec(TraitedSpec):
@@ -193,8 +196,9 @@ class NePhiOptimize(SimpleInterface):
     input_spec = NePhiOptimizeInputSpec
     output_spec = NePhiOutputSpec
 
-    def _steps(self) -> int | None:
-        return given(self.inputs.steps)
+    def _effort(self) -> dict:
+        """What decides how far the optimisation goes."""
+        return {'steps': given(self.inputs.steps), 'structures': self.inputs.structures}
 
     def _run_interface(self, runtime: Any) -> Any:
         from ..registration import register
@@ -210,7 +214,7 @@ class NePhiOptimize(SimpleInterface):
                 exclude_mask=given(inputs.exclude_mask),
                 modality=inputs.modality,
                 weights=inputs.weights,
-                steps=self._steps(),
+                **self._effort(),
                 affine=False,
                 initial_transform=given(inputs.initial_transform),
                 initial_inverse=given(inputs.initial_inverse),
@@ -249,8 +253,8 @@ class NePhiInfer(NePhiOptimize):
 
     input_spec = NePhiInferInputSpec
 
-    def _steps(self) -> int:
-        return 0
+    def _effort(self) -> dict:
+        return {'steps': 0}
 
 
 class WriteTransformsInputSpec(TransformInputSpec):

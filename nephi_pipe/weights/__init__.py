@@ -23,6 +23,7 @@ def shipped_weights(modality: str) -> Path | None:
 
 
 def chosen_structures(
+    wanted: bool,
     weights: str | os.PathLike | Sequence[str | os.PathLike],
     modality: str,
     steps: int | None,
@@ -32,15 +33,19 @@ def chosen_structures(
 
     Parameters
     ----------
+    wanted
+        Whether structures are compared where they can be.
     weights, modality, steps
         As of :func:`chosen_weights`; with the weights 'none' nothing that was trained takes part.
     sloppy
         Whether the settings are those for tests, which compare none.
 
-    >>> chosen_structures('default', 'brain', None).name, chosen_structures('none', 'brain', None)
-    ('brain_structures.safetensors', None)
+    >>> chosen_structures(True, 'default', 'brain', None).name
+    'brain_structures.safetensors'
+    >>> chosen_structures(True, 'none', 'brain', None) is None
+    True
     """
-    if sloppy or weights == 'none' or steps == 0:
+    if sloppy or not wanted or weights == 'none' or steps == 0:
         return None
     return shipped_weights(f'{modality}_structures')
 
