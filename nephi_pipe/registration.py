@@ -130,10 +130,10 @@ def register(
         masks = list(lungs_of_pair(fixed, moving, *masks))
     # Those that ship are no tiny network.
     weights = 'none' if sloppy and weights == 'default' else weights
-    structures = chosen_structures(structures, weights, modality, steps, sloppy)
+    finder = chosen_structures(structures, weights, modality, steps, sloppy)
     weights = chosen_weights(weights, modality, steps)
     *coarse, model = _models(weights, modality)
-    network = structures and _structure_net(structures)
+    network = finder and _structure_net(finder)
     if steps == 0 and model is None:
         raise UsageError(
             'Zero steps without weights would be the affine alone; expected weights or at least '
@@ -168,11 +168,11 @@ def register(
             base.field.to('cpu')
         stage = pair.stage(model, base)
         if settings.steps and not stage.optimise(settings, threads, progress):
-            structures = None
+            finder = None
         registration = stage.found
         seconds['total'] = time.monotonic() - started
     registration.field.to('cpu')
-    trained = (_name_of(weights), _name_of(structures))
+    trained = (_name_of(weights), _name_of(finder))
     registration.provenance = _provenance(
         modality, trained, settings.steps, seed, device, threads, seconds
     )

@@ -8,14 +8,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from cli_runs import affine_file
 from data import rotation
 from registration_runs import make_tiny
 
-from nephi_pipe import register, registration
+from nephi_pipe import interfaces, register, registration
+from nephi_pipe.cli import main
 from nephi_pipe.demo import DATASET
 from nephi_pipe.errors import InputDataError
 from nephi_pipe.geometry import Grid
-from nephi_pipe.images import Image, load_image, load_labels
+from nephi_pipe.images import Image, load_image, load_labels, save_image
+from nephi_pipe.interfaces import ants
 from nephi_pipe.learning.structures import Structures
 from nephi_pipe.presets import preset
 from nephi_pipe.presets.preparation import Prepared, prepare
@@ -160,6 +163,31 @@ def test_a_registration_says_whether_structures_were_compared(pair, monkeypatch)
     assert told(0.0) == 'shipped, brain_structures.safetensors'
     assert told(1.0) == 'none'
     assert told(0.0, structures=False) == 'none'
+
+
+@pytest.mark.parametrize('way', ['node', 'node for ANTs users', 'command'])
+def test_they_can_be_left_out_by_every_way(way, pair, tmp_path, monkeypatch) -> None:
+    make_tiny(monkeypatch)
+    asked = []
+    monkeypatch.setattr(registration, 'chosen_structures', lambda wanted, *_: asked.append(wanted))
+    fixed, moving = (
+        save_image(tmp_path / f'{name}.nii.gz', image.data, image.grid)
+        for name, image in (('fixed', pair.fixed), ('moving', pair.moving))
+    )
+    images = {'fixed_image': str(fixed), 'moving_image': str(moving)}
+    options = {**images, 'weights': 'none', 'steps': 1, 'structures': False}
+    monkeypatch.chdir(tmp_path)
+    if way == 'command':
+        line = [fixed, moving, '-o', tmp_path / 'out', '--steps', 1, '--weights', 'none']
+        line += ['--no-affine', '--no-structures', '--xfm-format', 'field']
+        assert main(['register', *map(str, line)]) == 0
+    elif way == 'node':
+        interfaces.NePhiOptimize(xfm_format='field', **options).run(cwd=str(tmp_path))
+    else:
+        start = affine_file(tmp_path, 'start', np.eye(4))
+        own = {'initial_moving_transform': str(start)}
+        ants.Registration(**own, **options).run(cwd=str(tmp_path))
+    assert asked == [False]
 
 
 def test_a_damaged_network_is_refused(tmp_path) -> None:

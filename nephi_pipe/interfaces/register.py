@@ -197,7 +197,7 @@ class NePhiOptimize(SimpleInterface):
     output_spec = NePhiOutputSpec
 
     def _effort(self) -> dict:
-        """What decides how far the optimisation goes."""
+        """Options of ``register`` that only an optimisation has."""
         return {'steps': given(self.inputs.steps), 'structures': self.inputs.structures}
 
     def _run_interface(self, runtime: Any) -> Any:
